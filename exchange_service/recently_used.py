@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TLRUCache
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -19,3 +19,15 @@ class RecentlyUsed(LRUCache[K, V]):
             return self[key]
         except KeyError:
             return default
+
+
+class SeldomKnown(TLRUCache[K, V]):
+    """A TLRUCache that holds what seldom happens: every fetch asks several of them, and nearly always in vain."""
+
+    def get(self, key: K, default: V | None = None, /) -> V | None:  # type: ignore[override]
+        """The value, which is now the one used last; `default` if there is none, or none any more."""
+        return super().get(key, default) if key in self else default
+
+    def pop(self, key: K, default: V | None = None, /) -> V | None:  # type: ignore[override]
+        """The value, which is removed; `default` as in `get`."""
+        return super().pop(key, default) if key in self else default

@@ -102,7 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
-    "venue_gate": {"cache", "clock", "errors", "model", "observability", "venues", "wire"},
+    "venue_gate": {"cache", "clock", "errors", "model", "observability", "recently_used", "venues", "wire"},
     "venues": {
         *{"credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit", "tasks", "wire"},
     },

@@ -583,7 +583,9 @@ class TestBulkhead:
 
         venue.answer = briefly
         fetches = [
-            asyncio.ensure_future(venue.through(gate, key=str(number), polling=chance.random() < 0.5))
+            asyncio.ensure_future(
+                venue.through(gate, key=str(number), user=f"user {number % 20}", polling=chance.random() < 0.5)
+            )
             for number in range(200)
         ]
         for fetch in fetches:
@@ -593,7 +595,9 @@ class TestBulkhead:
         await asyncio.wait(fetches)
         assert venue.most <= 4
         assert gate.in_flight == 0
-        assert await venue.through(gate) == "a balance"
+        # Nor is one of a user's own part.
+        for number in range(20):
+            assert await venue.through(gate, user=f"user {number}", timeout=1) == "a balance"
 
 
 PER_MINUTE = RateLimit("address", 20, 60)

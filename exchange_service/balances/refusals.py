@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachetools import LRUCache, TLRUCache
+from cachetools import LRUCache
 
 from exchange_service import clock
 from exchange_service.errors import (
@@ -25,6 +25,7 @@ from exchange_service.errors import (
     RequestRefused,
     ServiceError,
 )
+from exchange_service.recently_used import SeldomKnown
 from exchange_service.tasks import copy_of
 from exchange_service.venues.fetching import Target
 
@@ -86,10 +87,10 @@ class Refusals:
     ) -> None:
         self._was_good_lately = was_good_lately
         self._now = now
-        self._refusals: TLRUCache[str, _Refusal] = TLRUCache(
+        self._refusals: SeldomKnown[str, _Refusal] = SeldomKnown(
             _MOST, ttu=lambda _, refusal, now: refusal.until, timer=_loop_time
         )
-        self._doubts: TLRUCache[str, Doubt] = TLRUCache(
+        self._doubts: SeldomKnown[str, Doubt] = SeldomKnown(
             _MOST, ttu=lambda _, doubt, now: doubt.ask_at + _DOUBT, timer=_loop_time
         )
         # Targets that were refused twice, and have given no balance since.

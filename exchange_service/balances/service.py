@@ -108,7 +108,7 @@ class Balances:
         if not listing.metadata.capabilities.balance:
             raise NotSupported(listing.metadata.unsupported_reason or f"{listing.metadata.name} is not yet supported.")
         not_before = max(after, self.freshness.not_before(max_age))
-        target = replace(await self._target(account, listing, max_age, known_version), not_before=not_before)
+        target = await self._target(account, listing, max_age, known_version, not_before)
         stored = self.cached.get_local(target.key)
         if stored is None or stored.fetch_time <= after or not self._serves(stored, max_age, target.known_version):
             # Another replica may have a newer one.
@@ -136,7 +136,9 @@ class Balances:
         stored = self.cached.last_good(key)
         return self.fetches.state(account, stored.fetch_time if stored else None, self.deliveries.get(key))
 
-    async def _target(self, account: Account, listing: Listing, max_age: float | None, known_version: int) -> Target:
+    async def _target(
+        self, account: Account, listing: Listing, max_age: float | None, known_version: int, not_before: float = 0.0
+    ) -> Target:
         """What is to be read: nothing below the known version, nor below what this process has shown."""
         # A caller that forces a read may have corrected the key just now.
         reference = await self._reference(account, listing, now=max_age == 0)
@@ -146,7 +148,8 @@ class Balances:
         if copy is not None:
             # The cache may have lost it, and the clock may be set back.
             known_version = max(known_version, copy.version)
-        return replace(target, known_version=min(known_version, highest_known_version(self.freshness.now())))
+        known_version = min(known_version, highest_known_version(self.freshness.now()))
+        return replace(target, known_version=known_version, not_before=not_before)
 
     def get_local(self, account: Account, max_age: float | None, known_version: int = 0) -> BalanceResult | None:
         """The account's balance if this process has a fresh copy that is not below `known_version`; None if `get` must

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -125,13 +125,13 @@ class PluginServer:
         """The hook fetch_balance."""
         call, reports = request.call, VenueReports()
 
-        async def fetch(sessions: Sessions, listing: Listing, deadline: float) -> messages.FetchBalanceResponse:
-            target = replace(_target(call, listing), reports=reports)
+        async def fetch(sessions: Sessions, target: Target, deadline: float) -> messages.FetchBalanceResponse:
             balance = await sessions.fetch(target, deadline, Priority())
             return messages.FetchBalanceResponse(balance=balance)
 
-        reply: messages.FetchBalanceResponse = await self._answer(call, fetch, messages.FetchBalanceResponse)
-        reply.reports.CopyFrom(write_reports(reports))
+        reply: messages.FetchBalanceResponse = await self._answer(call, reports, fetch, messages.FetchBalanceResponse)
+        if reports.usage or reports.cooldown:
+            reply.reports.CopyFrom(write_reports(reports))
         if reports.answered_at is not None:
             reply.answer_age = time.monotonic() - reports.answered_at
         return reply
@@ -145,7 +145,7 @@ class PluginServer:
             self._offered[reference] = read_credential(call.credential)
         try:
             assert self._served is not None
-            target = _target(call, self._served.listings[call.exchange_id])
+            target = _target(call, reference, self._served.listings[call.exchange_id], VenueReports())
             async with aclosing(self._served.sessions.watch(target)) as pushes:
                 async for pushed in pushes:
                     self._offered.pop(reference, None)
@@ -165,17 +165,20 @@ class PluginServer:
         """The hook check_credential."""
         call = request.call
 
-        async def check(sessions: Sessions, listing: Listing, deadline: float) -> messages.CheckCredentialResponse:
-            rights = await sessions.key_rights(_target(call, listing), deadline)
+        async def check(sessions: Sessions, target: Target, deadline: float) -> messages.CheckCredentialResponse:
+            rights = await sessions.key_rights(target, deadline)
             return messages.CheckCredentialResponse(rights=write_rights(rights))
 
-        reply: messages.CheckCredentialResponse = await self._answer(call, check, messages.CheckCredentialResponse)
+        reply: messages.CheckCredentialResponse = await self._answer(
+            call, VenueReports(), check, messages.CheckCredentialResponse
+        )
         return reply
 
     async def _answer(
         self,
         call: messages.VenueCall,
-        ask: Callable[[Sessions, Listing, float], Awaitable[Any]],
+        reports: VenueReports,
+        ask: Callable[[Sessions, Target, float], Awaitable[Any]],
         reply: Callable[..., Any],
     ) -> Any:
         """The plugin's answer, or its error as part of the reply."""
@@ -185,9 +188,9 @@ class PluginServer:
             self._offered[reference] = read_credential(call.credential)
         try:
             assert self._served is not None
-            listing = self._served.listings[call.exchange_id]
+            target = _target(call, reference, self._served.listings[call.exchange_id], reports)
             deadline = asyncio.get_running_loop().time() + call.timeout
-            return await ask(self._served.sessions, listing, deadline)
+            return await ask(self._served.sessions, target, deadline)
         except _CredentialNeeded:
             return reply(credential_needed=True)
         except ServiceError as error:
@@ -243,6 +246,8 @@ def _own_failure(error: Exception) -> balance_pb2.AccountFault:
     )
 
 
-def _target(call: messages.VenueCall, listing: Listing) -> Target:
-    reference = read_reference(call)
-    return Target(replace(reference.account, account_type=call.account_type), listing, reference)
+def _target(
+    call: messages.VenueCall, reference: CredentialReference, listing: Listing, reports: VenueReports
+) -> Target:
+    account = Account(call.user_id, call.exchange_id, call.environment, call.account_type)
+    return Target(account, listing, reference, reports=reports)

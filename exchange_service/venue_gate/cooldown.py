@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cachetools import LRUCache, TLRUCache
+from cachetools import LRUCache
 
 from exchange_service.errors import ServiceError, VenueMaintenance, VenueRateLimited, VenueUnavailable
+from exchange_service.recently_used import SeldomKnown
 
 # The errors by which a venue asks to be left alone, by the reason that stands in Redis.
 _COOLING: dict[str, type[ServiceError]] = {
@@ -80,12 +81,12 @@ class Cooldowns:
 
     def __init__(self, shared: SharedCooldowns | None = None) -> None:
         self._shared = shared
-        self._cooldowns: TLRUCache[str, Cooldown] = TLRUCache(
+        self._cooldowns: SeldomKnown[str, Cooldown] = SeldomKnown(
             _MOST_KEYS, ttu=lambda _, cooldown, now: cooldown.until, timer=_loop_time
         )
         # How often in a row a venue or a key has limited us without saying for how long.
         self._consecutive: LRUCache[str, int] = LRUCache(_MOST_KEYS)
-        self._met: TLRUCache[str, _Met] = TLRUCache(_MOST_KEYS, ttu=lambda _, met, now: met.until, timer=_loop_time)
+        self._met: SeldomKnown[str, _Met] = SeldomKnown(_MOST_KEYS, ttu=lambda _, met, now: met.until, timer=_loop_time)
 
     def refusal(self, keys: GateKeys, venue: str) -> ServiceError | None:
         """The error for a call that a cooldown refuses, with the delay; None if no key cools down."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -121,6 +120,16 @@ class _Passage:
     def metadata(self) -> ExchangeMetadata:
         """The listing's."""
         return self.target.listing.metadata
+
+    @property
+    def plugin(self) -> str:
+        """The name of the plugin that is asked."""
+        return self.target.listing.plugin.info.name
+
+    @property
+    def users_plugin(self) -> str:
+        """The name of the user's part of the plugin's slots."""
+        return f"{self.plugin} {self.keys.account}"
 
     @property
     def environment(self) -> str:
@@ -288,10 +297,13 @@ class Gated:
         while True:
             self._raise_refusal(passage)
             polling = passage.priority.polling
-            async with self._slot(passage):
+            await self._take_slot(passage)
+            try:
                 wait = await self._acquire_permits(passage)
                 if not wait:
                     return await self._ask_venue(passage)
+            finally:
+                self._return_slot(passage)
             if polling and not passage.priority.polling:
                 # A caller has joined meanwhile, for whom there may be more permits.
                 continue
@@ -301,26 +313,22 @@ class Gated:
                 self._refuse(VenueRateLimited(text, retry_after=wait), late=polling)
             await passage.priority.pause(wait)
 
-    @asynccontextmanager
-    async def _slot(self, passage: _Passage) -> AsyncIterator[None]:
-        """A slot of the user's part, then one of all. Raises ServiceOverloaded if none is free in time."""
-        plugin, venue = passage.target.listing.plugin.info.name, passage.venue.name
-        users_plugin, polling = f"{plugin} {passage.keys.account}", passage.priority.polling
+    async def _take_slot(self, passage: _Passage) -> None:
+        """Take a slot of the user's part, then one of all. Raises ServiceOverloaded if none is free in time."""
+        venue, polling = passage.venue.name, passage.priority.polling
         try:
-            await self._of_user.acquire(users_plugin, venue, passage.priority, passage.latest)
+            await self._of_user.acquire(passage.users_plugin, venue, passage.priority, passage.latest)
+            try:
+                await self._bulkhead.acquire(passage.plugin, venue, passage.priority, passage.latest)
+            except BaseException:
+                self._of_user.release(passage.users_plugin, venue)
+                raise
         except ServiceOverloaded as error:
             self._refuse(error, late=polling)
-        try:
-            try:
-                await self._bulkhead.acquire(plugin, venue, passage.priority, passage.latest)
-            except ServiceOverloaded as error:
-                self._refuse(error, late=polling)
-            try:
-                yield
-            finally:
-                self._bulkhead.release(plugin, venue)
-        finally:
-            self._of_user.release(users_plugin, venue)
+
+    def _return_slot(self, passage: _Passage) -> None:
+        self._bulkhead.release(passage.plugin, passage.venue.name)
+        self._of_user.release(passage.users_plugin, passage.venue.name)
 
     async def _acquire_permits(self, passage: _Passage) -> float:
         """Take the fetch's cost of every rate limit, and look whether another replica knows of a cooldown.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from cachetools import LRUCache
@@ -68,7 +68,7 @@ class Outcomes:
         before = venue.breaker.state
         venue.retries.called()
         entry = venue.breaker.enter(account)
-        return Asked(entry, own.enter(account) if own is not None else replace(entry, probe=False), before)
+        return Asked(entry, own.enter(account) if own is not None else Entry(account, entry.began, False), before)
 
     def learn(self, asked: Asked, venue: Venue, keys: GateKeys, target: Target) -> None:
         """Report to the breakers and the status how the fetch ended."""

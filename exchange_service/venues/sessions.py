@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
@@ -245,7 +245,8 @@ class Sessions:
 
     def _venue_call(self, target: Target, credential: Credential, state: State, deadline: float) -> VenueCall:
         metadata = target.listing.metadata
-        account = replace(target.reference.account, account_type=target.account.account_type)
+        known = target.reference.account
+        account = Account(known.user_id, known.exchange_id, known.environment, target.account.account_type)
         environment = venue_environment(metadata, account, credential)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
         return VenueCall(

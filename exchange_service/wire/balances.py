@@ -22,6 +22,7 @@ AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 # A plugin's answer: a serialised `Balance` without the fields that the service adds: the account, the fetch time and
 # the version. It is made in the process that runs the plugin.
 FetchedBalance = NewType("FetchedBalance", bytes)
+_SUMMARY_AMOUNTS = tuple(item.name for item in fields(Summary) if item.name != "currency")
 AddedName: TypeAlias = Literal["user_id", "exchange_id", "environment", "account_type", "fetch_time", "version"]
 ADDED_LATER: frozenset[AddedName] = frozenset(get_args(AddedName))
 
@@ -85,58 +86,46 @@ def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
     return from_reason(reason, fault.message.removesuffix(f" {advice}" if advice else ""), delay, advice)
 
 
+# Each message is written where it belongs: one that is made apart is copied with all that it holds.
 def _balance_message(balance: Balance) -> balance_pb2.Balance:
-    message = balance_pb2.Balance(
-        venue_accounts=[_venue_account_message(entry) for entry in balance.venue_accounts],
-        notes=balance.notes,
-    )
+    message = balance_pb2.Balance(notes=balance.notes)
+    for account in balance.venue_accounts:
+        _write_venue_account(account, message.venue_accounts.add())
     if balance.venue_time is not None:
         message.venue_time.CopyFrom(from_datetime(balance.venue_time))
     if balance.summary is not None:
-        message.summary.CopyFrom(_summary_message(balance.summary))
+        _write_summary(balance.summary, message.summary)
     return message
 
 
-def _venue_account_message(account: VenueAccount) -> balance_pb2.VenueAccount:
-    message = balance_pb2.VenueAccount(
-        id=account.id,
-        type=account.type,
-        sub_account=account.sub_account,
-        label=account.label,
-        assets=[_row_message(account, row) for row in account.assets],
-    )
+def _write_venue_account(account: VenueAccount, message: balance_pb2.VenueAccount) -> None:
+    message.id, message.type = account.id, account.type
+    message.sub_account, message.label = account.sub_account, account.label
+    for row in account.assets:
+        amounts = {name: format_amount(value) for name in AMOUNTS if (value := getattr(row, name)) is not None}
+        message.assets.add(
+            asset=row.asset,
+            venue_asset=row.venue_asset or row.asset,
+            account_type=account.type,
+            sub_account=account.sub_account,
+            venue_account_id=account.id,
+            mismatch=row.mismatch(),
+            **amounts,
+        )
     if account.summary is not None:
-        message.summary.CopyFrom(_summary_message(account.summary))
+        _write_summary(account.summary, message.summary)
     if account.error is not None:
         message.error.CopyFrom(fault_message(account.error))
     if account.venue_time is not None:
         message.venue_time.CopyFrom(from_datetime(account.venue_time))
-    return message
 
 
-def _row_message(account: VenueAccount, row: AssetBalance) -> balance_pb2.AssetBalance:
-    message = balance_pb2.AssetBalance(
-        asset=row.asset,
-        venue_asset=row.venue_asset or row.asset,
-        account_type=account.type,
-        sub_account=account.sub_account,
-        venue_account_id=account.id,
-        mismatch=row.mismatch(),
-    )
-    for name in AMOUNTS:
-        value = getattr(row, name)
+def _write_summary(summary: Summary, message: balance_pb2.Summary) -> None:
+    message.currency = summary.currency
+    for name in _SUMMARY_AMOUNTS:
+        value = getattr(summary, name)
         if value is not None:
             setattr(message, name, format_amount(value))
-    return message
-
-
-def _summary_message(summary: Summary) -> balance_pb2.Summary:
-    message = balance_pb2.Summary(currency=summary.currency)
-    for item in fields(summary):
-        value = getattr(summary, item.name)
-        if item.name != "currency" and value is not None:
-            setattr(message, item.name, format_amount(value))
-    return message
 
 
 def _venue_account(message: balance_pb2.VenueAccount) -> VenueAccount:

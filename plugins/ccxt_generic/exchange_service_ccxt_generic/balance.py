@@ -66,7 +66,8 @@ async def read_balance(call: VenueCall) -> Balance:
     client = CcxtClient(call)
     balance = await client.by_deadline(call.deadline, _read(call, client))
     # A row comes from a hundred characters or so.
-    return await in_turn(100 * sum(1 for _ in balance.rows()), with_headline, balance)
+    size = 100 * sum(len(account.assets) for account in balance.venue_accounts)
+    return await in_turn(size, with_headline, balance)
 
 
 async def read_key_rights(call: VenueCall) -> KeyRights:

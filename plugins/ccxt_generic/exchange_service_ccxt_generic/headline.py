@@ -32,7 +32,7 @@ def with_headline(balance: Balance) -> Balance:
     """The balance with its summary, and notes on what that leaves out."""
     closed = [account for account in balance.venue_accounts if isinstance(account.error, FeatureNotEnabled)]
     opened = [account for account in balance.venue_accounts if account not in closed]
-    figures = None if any(account.error for account in opened) else summarize(opened)
+    figures = None if any(account.error for account in opened) else _figures(opened)
     notes = [*balance.notes]
     if figures is not None:
         notes += _left_out(opened, figures.currency, "The summary")
@@ -45,9 +45,14 @@ def with_headline(balance: Balance) -> Balance:
     return replace(balance, summary=figures, notes=tuple(notes))
 
 
-def summarize(accounts: Sequence[VenueAccount]) -> Summary | None:
+def _figures(accounts: Sequence[VenueAccount]) -> Summary | None:
+    """The summary of all accounts; that of a single one has been made already, if it has one."""
+    made = accounts[0].summary if len(accounts) == 1 else None
+    return made or summarize([row for account in accounts for row in account.assets])
+
+
+def summarize(rows: Sequence[AssetBalance]) -> Summary | None:
     """The figures in the currency of which most is held; None if none of the three is held but something else is."""
-    rows = [row for account in accounts for row in account.assets]
     held = [row for row in rows if not row.is_zero()]
     known = {row.asset for row in held or rows if _amount(row) is not None}
     currencies = [currency for currency in _CURRENCIES if currency in known]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -131,11 +130,13 @@ def balance(
     listing and therefore stands in the place of a sub-account's name.
     """
     accounts = (
-        VenueAccount(type=account_type, assets=assets, venue_time=when),
-        *(VenueAccount(sub_account=_kind_name(kind), assets=rows, venue_time=when) for kind, rows in others.items()),
+        VenueAccount(type=account_type, assets=assets, summary=summarize(assets), venue_time=when),
+        *(
+            VenueAccount(sub_account=_kind_name(kind), assets=rows, summary=summarize(rows), venue_time=when)
+            for kind, rows in others.items()
+        ),
     )
-    summed = tuple(replace(account, summary=summarize([account])) for account in accounts)
-    return Balance(venue_accounts=summed, venue_time=when, notes=notes)
+    return Balance(venue_accounts=accounts, venue_time=when, notes=notes)
 
 
 def _kind_name(kind: str) -> str:

@@ -28,7 +28,7 @@ def wallet(kind: str = "spot", *, error: VenueError | None = None, **held: str |
         else AssetBalance(asset, Decimal(figures), Decimal(figures))
         for asset, figures in held.items()
     )
-    return VenueAccount(type=kind, assets=rows, error=error, summary=summarize([VenueAccount(assets=rows)]))
+    return VenueAccount(type=kind, assets=rows, error=error, summary=summarize(rows))
 
 
 def headline(*wallets: VenueAccount) -> tuple[str | None, tuple[str, ...]]:
@@ -125,4 +125,6 @@ def test_nothing_that_is_held_is_neither_counted_nor_noted(wallets: list[VenueAc
 
 @pytest.mark.parametrize("currency", ["USDT", "USD", "USDC"])
 def test_one_currency_alone_is_its_row(currency: str) -> None:
-    assert summarize([wallet(**{currency: ("3", "1")})]) == Summary(currency, total=Decimal(3), available=Decimal(1))
+    assert summarize(wallet(**{currency: ("3", "1")}).assets) == Summary(
+        currency, total=Decimal(3), available=Decimal(1)
+    )

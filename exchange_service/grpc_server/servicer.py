@@ -57,9 +57,8 @@ class Servicer:
         known = self.requests.known_get_balance(data, caller)
         if known is None:
             return None
-        query, include_zero = known
-        result = self.balances.ready(query)
-        return None if result is None else _balance_reply(result, include_zero)
+        result = self.balances.ready(known[0])
+        return None if result is None else _balance_reply(result, known[1])
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""

@@ -22,11 +22,18 @@ class Freshness:
         """Seconds since it was fetched, never negative."""
         return max(0.0, self.now() - stored.fetch_time)
 
-    def is_fresh(self, stored: StoredBalance, max_age: float | None) -> bool:
-        """Whether it is at most `max_age` seconds old (None: the operator's limit). One from the future says that a
-        clock is wrong, and nothing about its age."""
+    def fresh_age(self, stored: StoredBalance, max_age: float | None) -> float | None:
+        """The age if it is at most `max_age` seconds (None: the operator's limit), else None. One from the future says
+        that a clock is wrong, and nothing about its age."""
         limit = self.max_age if max_age is None else max_age
-        return limit > 0 and -CLOCK_TOLERANCE <= self.now() - stored.fetch_time <= limit
+        age = self.now() - stored.fetch_time
+        if limit > 0 and -CLOCK_TOLERANCE <= age <= limit:
+            return age if age > 0 else 0.0
+        return None
+
+    def is_fresh(self, stored: StoredBalance, max_age: float | None) -> bool:
+        """Whether it has a `fresh_age`."""
+        return self.fresh_age(stored, max_age) is not None
 
     def not_before(self, max_age: float | None) -> float:
         """The earliest fetch time, in seconds since the epoch, that serves a caller who asks now. A replica's balance

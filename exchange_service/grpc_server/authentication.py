@@ -30,6 +30,7 @@ from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 
 _BEARER = "bearer "
+_TOKEN_AT = len(_BEARER)
 _ACT_AS = "x-act-as"
 # A caller that sends its request id gets it back beside the reply.
 _NOT_ORDINARY = frozenset((_ACT_AS, REQUEST_ID_KEY))
@@ -73,11 +74,12 @@ class Authentication:
 
         Call it in the event loop that serves."""
         authenticator, loop = self._authenticator, asyncio.get_running_loop()
+        take_local = authenticator.take_local
 
         def answer(data: bytes, metadata: Metadata, has_looked: bool) -> bytes | Look | None:
             now = loop.time()
             caller = self._known_caller(metadata, now)
-            if caller is None or not authenticator.take_local_call(caller, now):
+            if caller is None or not take_local(caller.identity, Action.CALL, now):
                 return None
             try:
                 reply = ready(data, caller, has_looked)
@@ -115,22 +117,26 @@ class Authentication:
         metadata: Any = context.invocation_metadata() or ()
         now = asyncio.get_running_loop().time()
         caller = self._known_caller(metadata, now)
-        return caller if caller is not None and self._authenticator.take_local_call(caller, now) else None
+        if caller is None or not self._authenticator.take_local(caller.identity, Action.CALL, now):
+            return None
+        return caller
 
     def _known_caller(self, metadata: Metadata, now: float) -> Caller | None:
         """The bearer of a token who is known here, or anybody if all may call; None for all other callers, and where
         more is to be looked at."""
         header = None
         for key, value in metadata:
-            if key in _NOT_ORDINARY or (key == "authorization" and header is not None):
-                return None
             if key == "authorization":
+                if header is not None:
+                    return None
                 header = value
+            elif key in _NOT_ORDINARY:
+                return None
         if self._authenticator.open_to_all:
             return _ANYBODY
-        if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
+        if not isinstance(header, str) or header[:_TOKEN_AT].lower() != _BEARER:
             return None
-        return self._authenticator.known_caller(header[len(_BEARER) :].strip(), now)
+        return self._authenticator.known_caller(header[_TOKEN_AT:].strip(), now)
 
     async def _admit(self, context: Context, action: Action = Action.CALL) -> Caller:
         presented = _NOTHING if self._authenticator.open_to_all else read_credentials(context)

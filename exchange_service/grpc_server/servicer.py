@@ -57,11 +57,10 @@ class Servicer:
         known = self.requests.known_get_balance(data, caller)
         if known is None:
             return None
-        query, include_zero = known
-        result = self.balances.ready(query, has_looked=has_looked)
+        result = self.balances.ready(known[0], has_looked=has_looked)
         if result is None:
-            return None if has_looked else self.balances.look(query)
-        return _balance_reply(result, include_zero)
+            return None if has_looked else self.balances.look(known[0])
+        return _balance_reply(result, known[1])
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""

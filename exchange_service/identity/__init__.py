@@ -120,7 +120,8 @@ ANYBODY = Identity("anybody", Kind.ANYBODY, Scope(everybody=True, manage=True))
 
 def token_digest(token: str) -> bytes:
     """A hash that stands for a token in memory."""
-    return hashlib.sha256(b"token " + token.encode("utf-8", "replace")).digest()
+    # Each call needs it. SHA-256 takes 5 µs within one, because OpenSSL prepares much for each hash.
+    return hashlib.blake2b(b"token " + token.encode("utf-8", "replace")).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +156,13 @@ class Caller:
     def require(self, user_id: str) -> None:
         """Raise UserForbidden unless the caller may read this user. The error is the same for every user outside the
         scope, because it must not reveal which users exist."""
-        act_as = self.presented.act_as
-        if act_as is None and self.identity.scope.requires_act_as:
+        act_as, scope = self.presented.act_as, self.identity.scope
+        if act_as is None and scope.requires_act_as:
             advice = "Name the call's user in the metadata x-act-as."
             raise UserForbidden("This caller acts for users, but the call does not name one.", advice=advice)
         if act_as is not None and act_as != user_id:
             raise UserForbidden("The metadata x-act-as and the request name different users.", advice="Name one user.")
-        if not self.identity.may_read(user_id):
+        if not scope.covers(user_id):
             raise UserForbidden("This user's accounts are outside the caller's scope.")
 
     def require_management(self, user_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,14 +57,12 @@ class _Remembered:
     until: float
     grace: float
     caller: Caller = field(init=False)
+    # By the wall clock, which may have been set since.
+    expires: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.caller = Caller(self.identity, _NOTHING_PRESENTED)
-
-    def needs_no_check(self, now: float) -> bool:
-        """Whether the credentials are accepted as they were verified."""
-        # The end of credentials is by the wall clock, which may have been set since.
-        return now < self.until and not _has_expired(self.identity)
+        self.expires = math.inf if self.identity.expires is None else self.identity.expires
 
 
 # Compared by object, so that equal ones of two streams are two entries of a set.
@@ -85,17 +84,16 @@ class Authenticator:
     def __init__(self, methods: Sequence[AuthenticationMethod], quotas: Quotas) -> None:
         self._methods = tuple(methods)
         self._quotas = quotas
+        # Counts an action if memory is enough to decide; False if it was not counted, and `admit` must decide.
+        self.take_local = quotas.take_local
+        # Whether callers are not authenticated.
+        self.open_to_all = not self._methods
         self._remembered: RecentlyUsed[bytes, _Remembered] = RecentlyUsed(_MAX_REMEMBERED)
         self._refused: TTLCache[bytes, tuple[str, str | None]] = TTLCache(
             MAX_REFUSALS, _REFUSAL_MEMORY, timer=_loop_time
         )
         self._verifying: dict[bytes, asyncio.Task[Identity]] = {}
         self._streams = _StreamCallers(self)
-
-    @property
-    def open_to_all(self) -> bool:
-        """Whether callers are not authenticated."""
-        return not self._methods
 
     @property
     def remembered_refusals(self) -> int:
@@ -114,11 +112,9 @@ class Authenticator:
         The result holds no token: it is for one call, and not for a stream. `now` is the event loop's time, as below:
         to ask for the running loop takes longer than to ask it for its time."""
         remembered = self._remembered.get(token_digest(token))
-        return remembered.caller if remembered is not None and remembered.needs_no_check(now) else None
-
-    def take_local_call(self, caller: Caller, now: float) -> bool:
-        """Count a call if memory is enough to decide; False if it was not counted, and `admit` must decide."""
-        return self._quotas.take_local(caller.identity, Action.CALL, now)
+        if remembered is None or now >= remembered.until or time.time() >= remembered.expires:
+            return None
+        return remembered.caller
 
     def return_call(self, caller: Caller) -> None:
         """Take back a call that was counted a moment ago: it is counted again where it is answered."""
@@ -172,8 +168,10 @@ class Authenticator:
 
     def recall(self, digest: bytes) -> Identity | None:
         """The identity of credentials that need no check now; None if they do."""
-        remembered = self._remembered.get(digest)
-        return remembered.identity if remembered is not None and remembered.needs_no_check(_loop_time()) else None
+        known = self._remembered.get(digest)
+        if known is None or _loop_time() >= known.until or time.time() >= known.expires:
+            return None
+        return known.identity
 
     def _verification(self, presented: PresentedCredentials) -> asyncio.Task[Identity]:
         """The check of the credentials: simultaneous calls with the same ones share it. CallerUnknown if they were

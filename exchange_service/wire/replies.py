@@ -43,6 +43,10 @@ def fresh_field(source: Source, age: float, delivery: bytes = b"") -> bytes:
     It is written without protobuf's objects, because it is all that differs from call to call.
     """
     seconds, nanos = split_seconds(age)
+    if 0 < seconds < 1 << 7 and nanos >= 1 << 28 and not delivery:
+        # As in most replies; to join the parts takes twice as long.
+        low = nanos & 127 | 128, nanos >> 7 & 127 | 128, nanos >> 14 & 127 | 128, nanos >> 21 & 127 | 128
+        return bytes((0x12, 12, 0x08, source, 0x12, 8, 0x08, seconds, 0x10, *low, nanos >> 28))
     duration = b"\x08" + encode_varint(seconds) if seconds else b""
     if nanos:
         duration += b"\x10" + encode_varint(nanos)

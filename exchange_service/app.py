@@ -77,7 +77,7 @@ from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target, Venues
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.registry import PluginProblem, Registry
 from exchange_service.venues.sessions import Sessions
 from exchange_service.web import Web, open_web

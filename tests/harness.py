@@ -45,7 +45,7 @@ from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin, load_plugin
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Registry

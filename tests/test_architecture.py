@@ -276,6 +276,8 @@ def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str
 
 # What only some settings or stores need.
 OF_OTHER_SETTINGS = [
+    # For the first account that is read in this process.
+    *("aiohttp", "yarl", "exchange_service.venues.http"),
     *("connectrpc", "jinja2", "sse_starlette", "starlette", "uvicorn", "exchange_service.console"),
     *(
         "redis",

@@ -35,7 +35,7 @@ from exchange_service.plugin_kit import push, push_connection
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.testing.certificates import untrusted_certificate
 from exchange_service.testing.push import PushClient, PushFault
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.push_figures import PushFigures
 
 NO_LIMITS = PushLimits()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +25,7 @@ from exchange_service.errors import (
     NotSupported,
     PluginFailed,
     ServiceError,
+    ServiceOverloaded,
     StoreUnavailable,
     VenueMalformed,
     VenueRateLimited,
@@ -47,7 +50,7 @@ from exchange_service.plugin_host.protocol import read_reports, write_reports
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.answers import MAX_ROWS
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions, venue_environment
@@ -102,6 +105,43 @@ def target_of(plugin: ScriptedPlugin, credential: CredentialReference | None = N
     entry = Listing(plugin.manifest.exchanges[0], loaded(plugin))
     credential = credential or reference()
     return Target(credential.account, entry, credential)
+
+
+class Imports(VenueHttpPool):
+    """A pool that notes in which threads it imports the library for venues, and raises `error` the first time."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(timeout=5.0)
+        self.threads: list[threading.Thread] = []
+        self._error = error
+
+    def load(self) -> None:
+        self.threads.append(threading.current_thread())
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        super().load()
+
+
+class TestTheLibraryForVenues:
+    async def test_is_imported_beside_the_loop_for_the_first_account_and_not_again(self, vault: Vault) -> None:
+        http = Imports()
+        sessions = Sessions(vault.open, http)
+        for _ in range(2):
+            await fetch(sessions, ScriptedPlugin())
+        await sessions.close()
+        await http.close()
+        (thread,) = http.threads
+        assert thread is not threading.main_thread()
+
+    async def test_is_imported_later_if_the_process_has_no_file_left_for_it(self, vault: Vault) -> None:
+        http = Imports(OSError(errno.EMFILE, "too many open files"))
+        sessions = Sessions(vault.open, http)
+        with pytest.raises(ServiceOverloaded):
+            await fetch(sessions, ScriptedPlugin())
+        await fetch(sessions, ScriptedPlugin())
+        await sessions.close()
+        await http.close()
 
 
 class Closable:

@@ -35,7 +35,7 @@ from exchange_service.venue_gate import GateOptions
 from exchange_service.venue_gate.rate_limits import RateLimiter, Window
 from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.venue_gate.shared_window import SharedWindow
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions
 from tests.gates import Answering, Recorder, over_http

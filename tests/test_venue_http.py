@@ -43,12 +43,8 @@ from exchange_service.errors import (
 from exchange_service.model import ANSWER_LIMIT, LARGEST_PUBLIC_ANSWER_LIMIT, Environment, ExchangeMetadata, WrongType
 from exchange_service.plugin_kit.payload import count_marks, retry_after
 from exchange_service.testing import Fault, LoopbackVenue, venue_call
-from exchange_service.venues.http import (
-    VenueHttp,
-    VenueHttpPool,
-    VenueResponse,
-    is_public,
-)
+from exchange_service.venues.http import VenueHttp, VenueResponse, is_public
+from exchange_service.venues.http_pool import VenueHttpPool
 
 
 class EchoVenue(LoopbackVenue):

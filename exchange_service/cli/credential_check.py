@@ -17,7 +17,7 @@ from exchange_service.plugin_host.discovery import open_registry
 from exchange_service.settings import Settings
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target, Venues
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.registry import Registry
 from exchange_service.wire.balances import read_fetched
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import aiohttp
 import jwt
 import structlog
 
@@ -128,6 +127,8 @@ def from_file(path: Path) -> KeySet:
 
 def from_url(url: str) -> KeySet:
     """The keys at a URL. Redirects are not followed, and proxies named by the environment are not used."""
+    # Late, because the other sources of keys do without it.
+    import aiohttp
 
     async def read() -> bytes:
         async with (

@@ -29,7 +29,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.manifests import PluginRejected, manifest_digest, read_manifest
 from exchange_service.venues.priority import Priority
@@ -102,6 +102,8 @@ class PluginServer:
         plugin = self._load()
         _require_same(plugin, request)
         http = VenueHttpPool(timeout=request.venue_timeout)
+        # Nobody else waits for this process yet.
+        http.load()
         sessions = Sessions(
             self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
         )

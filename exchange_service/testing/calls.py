@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from exchange_service.plugin_api import Account, Credential, ExchangeMetadata, Secret, State, VenueCall
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 
 
 @asynccontextmanager

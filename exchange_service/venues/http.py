@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,19 +36,18 @@ from exchange_service.errors import (
     RegionRestricted,
     RequestRefused,
     ServiceError,
-    ServiceOverloaded,
     VenueMaintenance,
     VenueMalformed,
     VenueRateLimited,
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Environment, ExchangeMetadata, VenueReports, WrongType
-from exchange_service.open_files import none_left
+from exchange_service.model import ExchangeMetadata, WrongType
 from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
-from exchange_service.venues.push_figures import PushFigures
+from exchange_service.venues.answer_times import noting_answers
+from exchange_service.venues.files_left import raise_if_none_left
 from exchange_service.venues.sockets import (
     CLOSE_LIMIT,
     MESSAGE_LIMIT,
@@ -90,9 +88,6 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _MOST_LOGGED = 20
 
 log = structlog.get_logger(__name__)
-
-# Learns when an account's answers come, in the task of a call and in those that it starts.
-noting_answers: ContextVar[VenueReports | None] = ContextVar("noting_answers", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,19 +329,8 @@ def _open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
     try:
         return socket.socket(family=family, type=kind, proto=protocol)
     except OSError as error:
-        _raise_if_none_left(error)
+        raise_if_none_left(error)
         raise
-
-
-def _raise_if_none_left(error: BaseException) -> None:
-    """Raise ServiceOverloaded if this process has no file left."""
-    if not none_left(error):
-        return
-    log.error("service.out_of_files", effect="no venue can be asked", advice="raise the limit on open files")
-    raise ServiceOverloaded(
-        "The service has no connection left for the venue.",
-        advice="Call again after the delay. The operator: raise the limit on open files (`exchange-service doctor`).",
-    ) from None
 
 
 class _Resolver(AbstractResolver):
@@ -361,7 +345,7 @@ class _Resolver(AbstractResolver):
         try:
             return await self._inner.resolve(host, port, family)
         except OSError as error:
-            _raise_if_none_left(error)
+            raise_if_none_left(error)
             raise
 
     async def close(self) -> None:
@@ -568,57 +552,33 @@ class VenueHttp:
                 yield line
 
 
-class VenueHttpPool:
-    """One guarded session for each exchange and environment, made when first asked for."""
-
-    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None) -> None:
-        self._timeout = timeout
-        # None: the system's.
-        self._resolver = resolver
-        self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
-        # By the exchange's id.
-        self._pushes: dict[str, OpenPushes] = {}
-
-    def http(
-        self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
-    ) -> VenueHttp:
-        """The session that reaches the environment's hosts, or only the operator's `override` if it is set.
-
-        The operator's host may be inside our own network, a manifest's may not. `public`: for market data, with the
-        larger size limit.
-        """
-        key = (exchange.id, environment.name, public)
-        if key not in self._sessions:
-            urls = [override] if override else environment.urls.values()
-            origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
-            reach = _Reach(exchange.name, origins, by_operator=bool(override))
-            limit = exchange.public_answer_limit if public else exchange.answer_limit
-            pushes = self._pushes.setdefault(exchange.id, OpenPushes())
-            session = aiohttp.ClientSession(
-                connector=_Connector(
-                    # What stays open for a venue's pushes must not take the places of requests: those have slots.
-                    limit=0,
-                    resolver=_Resolver(self._resolver or aiohttp.ThreadedResolver()),
-                    socket_factory=_open_socket if override else _public_sockets(exchange.name),
-                ),
-                request_class=_bound_request(reach),
-                response_class=_bounded_response(exchange.name, limit, public=public),
-                ws_response_class=pushes.socket_class(),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_TIMEOUT),
-                headers={"User-Agent": _USER_AGENT},
-            )
-            self._sessions[key] = VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE), pushes)
-        return self._sessions[key]
-
-    def push_figures(self) -> dict[str, PushFigures]:
-        """What is open for pushes, by the exchange's id; only those for which anything was ever opened."""
-        figures = {exchange: pushes.figures() for exchange, pushes in self._pushes.items()}
-        return {exchange: figure for exchange, figure in figures.items() if figure.opened}
-
-    async def close(self) -> None:
-        """Close every session."""
-        sessions, self._sessions = list(self._sessions.values()), {}
-        for http in sessions:
-            await http.client_session.close()
+def open_http(
+    exchange: ExchangeMetadata,
+    urls: Iterable[str],
+    pushes: OpenPushes,
+    *,
+    timeout: float,
+    by_operator: bool,
+    public: bool,
+    resolver: AbstractResolver | None,
+) -> VenueHttp:
+    """A new session that reaches the hosts of these `urls` and no others; see `VenueHttpPool.http`."""
+    origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
+    reach = _Reach(exchange.name, origins, by_operator=by_operator)
+    limit = exchange.public_answer_limit if public else exchange.answer_limit
+    session = aiohttp.ClientSession(
+        connector=_Connector(
+            # What stays open for a venue's pushes must not take the places of requests: those have slots.
+            limit=0,
+            resolver=_Resolver(resolver or aiohttp.ThreadedResolver()),
+            socket_factory=_open_socket if by_operator else _public_sockets(exchange.name),
+        ),
+        request_class=_bound_request(reach),
+        response_class=_bounded_response(exchange.name, limit, public=public),
+        ws_response_class=pushes.socket_class(),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),
+        headers={"User-Agent": _USER_AGENT},
+    )
+    return VenueHttp(reach, session, asyncio.Semaphore(_AT_ONCE), pushes)

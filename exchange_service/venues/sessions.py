@@ -41,9 +41,10 @@ from exchange_service.observability.tracebacks import raised_at
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
+from exchange_service.venues.answer_times import noting_answers
 from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttpPool, noting_answers
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.watching import Pushed, Watch
@@ -164,6 +165,7 @@ class Sessions:
         session.users += 1
         try:
             credential = await target.opened(asyncio.shield(session.opened))
+            await self._http.loaded()
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, target.listing.metadata))
             return session, self._venue_call(target, credential, session.state, deadline)

@@ -27,7 +27,7 @@ from exchange_service.plugin_api import (
     VenueUnavailable,
     hookimpl,
 )
-from exchange_service.venues.http import VenueHttpPool
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.sessions import Sessions
 from tests.harness import USER, Answer, ScriptedPlugin, raising, registry_of, returning, settings_for
 from tests.test_cli import call

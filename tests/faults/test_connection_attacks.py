@@ -213,10 +213,10 @@ from exchange_service.grpc_server.engines import grpcio
 grpcio.OPTIONS = tuple({**dict(grpcio.OPTIONS), "grpc.server_handshake_timeout_ms": 500}.items())
 """
 UNAWARE = """
-import exchange_service.app, exchange_service.cli.operate, exchange_service.venues.http
+import exchange_service.app, exchange_service.cli.operate, exchange_service.venues.files_left
 exchange_service.app.shares_of_connections = lambda *, serves_http: (None, 0)
 exchange_service.cli.operate.raise_limit = lambda: None
-exchange_service.venues.http.none_left = lambda error: False
+exchange_service.venues.files_left.none_left = lambda error: False
 """
 
 

@@ -19,7 +19,8 @@ from exchange_service.model import Environment, ExchangeMetadata
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.testing import Fault, LoopbackVenue
 from exchange_service.venues.fetching import Target
-from exchange_service.venues.http import VenueHttp, VenueHttpPool
+from exchange_service.venues.http import VenueHttp
+from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.priority import Priority
 from tests.harness import (
     ScriptedPlugin,

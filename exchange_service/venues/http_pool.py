@@ -1,0 +1,85 @@
+"""The guarded sessions of a process. Their library is imported for the first account that the process reads: a start
+does without it, and so does a service whose accounts are all read in plugins' processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exchange_service.model import Environment, ExchangeMetadata
+from exchange_service.tasks import beside_the_loop
+from exchange_service.venues.files_left import raise_if_none_left
+from exchange_service.venues.push_figures import PushFigures
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+
+    from exchange_service.venues.http import VenueHttp
+    from exchange_service.venues.sockets import OpenPushes
+
+
+class VenueHttpPool:
+    """One guarded session for each exchange and environment, made when first asked for."""
+
+    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None) -> None:
+        self._timeout = timeout
+        # None: the system's.
+        self._resolver = resolver
+        self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
+        # By the exchange's id.
+        self._pushes: dict[str, OpenPushes] = {}
+        self._loaded = False
+
+    def load(self) -> None:
+        """Import what sessions are made of, which takes some hundredths of a second."""
+        from exchange_service.venues import http  # noqa: F401
+
+        self._loaded = True
+
+    async def loaded(self) -> None:
+        """Wait until that is imported, in a thread, so that the loop serves others meanwhile. ServiceOverloaded if this
+        process has no file left to read it with."""
+        if self._loaded:
+            return
+        try:
+            await beside_the_loop(self.load)
+        except (ImportError, OSError) as error:
+            raise_if_none_left(error)
+            raise
+
+    def http(
+        self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
+    ) -> VenueHttp:
+        """The session that reaches the environment's hosts, or only the operator's `override` if it is set.
+
+        The operator's host may be inside our own network, a manifest's may not. `public`: for market data, with the
+        larger size limit.
+        """
+        key = (exchange.id, environment.name, public)
+        if key not in self._sessions:
+            self._sessions[key] = self._open(exchange, environment, override, public=public)
+        return self._sessions[key]
+
+    def _open(self, exchange: ExchangeMetadata, environment: Environment, override: str, *, public: bool) -> VenueHttp:
+        from exchange_service.venues.http import open_http
+        from exchange_service.venues.sockets import OpenPushes
+
+        return open_http(
+            exchange,
+            [override] if override else environment.urls.values(),
+            self._pushes.setdefault(exchange.id, OpenPushes()),
+            timeout=self._timeout,
+            by_operator=bool(override),
+            public=public,
+            resolver=self._resolver,
+        )
+
+    def push_figures(self) -> dict[str, PushFigures]:
+        """What is open for pushes, by the exchange's id; only those for which anything was ever opened."""
+        figures = {exchange: pushes.figures() for exchange, pushes in self._pushes.items()}
+        return {exchange: figure for exchange, figure in figures.items() if figure.opened}
+
+    async def close(self) -> None:
+        """Close every session."""
+        sessions, self._sessions = list(self._sessions.values()), {}
+        for http in sessions:
+            await http.client_session.close()

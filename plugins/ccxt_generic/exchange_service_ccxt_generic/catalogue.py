@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from exchange_service.plugin_api import (
@@ -64,7 +65,17 @@ class Snapshot:
 
 def shipped() -> Snapshot:
     """The snapshot in this package."""
-    return Snapshot.from_json(resources.files(__package__).joinpath("snapshot.json").read_bytes())
+    return Snapshot.from_json(_shipped_file().read_bytes())
+
+
+def shipped_version() -> str:
+    """The CCXT version of the snapshot in this package, from its first line: all listings take megabytes to read."""
+    with _shipped_file().open("rb") as file:
+        return Snapshot.from_json(file.readline().rstrip() + b"]}").ccxt_version
+
+
+def _shipped_file() -> Traversable:
+    return resources.files(__package__).joinpath("snapshot.json")
 
 
 def installed_version() -> str:
@@ -103,7 +114,7 @@ async def newer_manifest(timeout: float = BUILD_TIMEOUT) -> Manifest | None:
 def _is_outdated() -> bool:
     """Whether the installed CCXT is of another version than the shipped listings."""
     installed = installed_version()
-    return bool(installed) and installed != shipped().ccxt_version
+    return bool(installed) and installed != shipped_version()
 
 
 def _manifest_of(snapshot: bytes) -> Manifest:

@@ -95,8 +95,11 @@ def test_nested_addresses_get_dotted_names() -> None:
     assert environment_urls({"api": "https://{hostname}"}, "x.com") == {"api": "https://x.com"}
 
 
-async def test_with_the_same_ccxt_there_is_nothing_newer() -> None:
+async def test_with_the_same_ccxt_there_is_nothing_newer_and_the_listings_are_not_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert plugin.exchange_manifest().notes == ()
+    monkeypatch.delattr(catalogue, "shipped")
     assert await plugin.refresh_manifest() is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -25,11 +26,20 @@ __all__ = ["guest"]
 
 LOOPS = pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
 Loop = Callable[[], asyncio.AbstractEventLoop]
+ROOT = Path(__file__).parent.parent
 ECHO = ("/bin/sh", "-c", "cat; echo said >&2; exit 3")
 
 
 async def started(*command: str, stderr: int = subprocess.PIPE) -> ChildProcess:
     return await ChildProcess.start(command, environment={}, folder=Path("/"), stderr=stderr)
+
+
+def test_no_event_loop_of_the_service_or_of_a_plugin_starts_a_process() -> None:
+    packages = [ROOT / "exchange_service", *ROOT.glob("plugins/*/exchange_service_*")]
+    sources = [file for package in packages for file in package.rglob("*.py")]
+    assert len(sources) > 200
+    by_the_loop = re.compile(r"create_subprocess_|\.subprocess_(exec|shell)\b")
+    assert [str(file) for file in sources if by_the_loop.search(file.read_text(encoding="utf-8"))] == []
 
 
 @LOOPS

@@ -10,8 +10,8 @@ from typing import Any
 
 # gRPC's own lines on standard error repeat our error messages; it reads this variable when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# Nor does it need handlers for a fork: every process that we start runs another program at once. Under uvloop,
-# which uses fork and not vfork, they crash one in fifty of these processes before that program begins.
+# Nor does it need handlers for a fork: every process that is started runs another program at once. If a plugin lets
+# uvloop start one, which uses fork and not vfork, they crash one in fifty before that program begins.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import typer

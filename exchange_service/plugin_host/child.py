@@ -70,7 +70,7 @@ class ChildProcess:
 
     async def _reader(self, pipe: Any) -> asyncio.StreamReader:
         reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: _ReadEnd(reader), pipe)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: _OutputReader(reader), pipe)
         self._pipes.append(transport)
         return reader
 
@@ -94,7 +94,7 @@ class ChildProcess:
             pipe.close()
 
 
-class _ReadEnd(asyncio.StreamReaderProtocol):
+class _OutputReader(asyncio.StreamReaderProtocol):
     """Reads a pipe, which is closed at its end."""
 
     def eof_received(self) -> bool:

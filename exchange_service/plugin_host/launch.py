@@ -197,7 +197,8 @@ async def _request_manifest(
             await _end(process)
     finally:
         await run_in_thread(spec.close)
-    return _parse_answer(data, status)
+    # In a thread: a manifest may have half a megabyte.
+    return await run_in_thread(_parse_answer, data, status)
 
 
 async def _exchange(process: ChildProcess, first_line: bytes) -> tuple[bytes, int | None]:

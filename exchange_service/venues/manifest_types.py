@@ -12,6 +12,8 @@ from exchange_service.model import ExchangeMetadata, Manifest
 
 # What each type is called in a sentence: one value, and several.
 _WORDS = {str: ("a text", "texts"), bool: ("True or False", "truth values"), int: ("a whole number", "numbers")}
+# Nearly every value is of one of these, and a manifest may have thousands.
+_PLAIN = frozenset(_WORDS)
 # A dict with values of each type.
 _EXAMPLES = {str: '{"api": "https://api.acme.example"}', int: '{"all": 12}'}
 # The longest text that a sentence repeats.
@@ -24,15 +26,17 @@ def wrong_types(manifest: Manifest) -> Iterator[str]:
 
 
 def _in_fields(value: Any, path: str) -> Iterator[str]:
-    kind: Any = type(value)
-    kinds = _field_types(kind)
-    for item in fields(value):
-        yield from _in_value(getattr(value, item.name), kinds[item.name], f"{path}{item.name}")
+    form: Any = type(value)
+    for name, kind in _field_types(form).items():
+        held = getattr(value, name)
+        if not (kind in _PLAIN and type(held) is kind):
+            yield from _in_value(held, kind, f"{path}{name}")
 
 
 @cache
 def _field_types(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
 
 
 def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:

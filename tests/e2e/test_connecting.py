@@ -6,6 +6,7 @@ import ast
 import asyncio
 import re
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from exchange_service.accounts import trying
+from exchange_service.accounts import service, trying
 from exchange_service.accounts.v1 import account_service_pb2 as messages
 from exchange_service.accounts.v1 import account_service_pb2_grpc
 from exchange_service.client import ExchangeServiceClient
@@ -38,7 +39,7 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.grpc_server.account_servicer import SERVICE
-from exchange_service.model import Account, Capabilities, CredentialField, KeyRights
+from exchange_service.model import Account, Capabilities, Credential, CredentialField, KeyRights
 from exchange_service.observability.redaction import LIVE
 from exchange_service.plugin_api import Balance, VenueCall, hookimpl
 from tests.canary import bytes_of, installed_venues
@@ -114,6 +115,21 @@ async def total(running: Running, exchange_id: str = "fakex", **changes: Any) ->
 
 
 class TestConnect:
+    async def test_its_fields_are_looked_at_beside_the_loop(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, read_by = service.read_fields, list[threading.Thread]()
+
+        def noted(*arguments: Any) -> Credential:
+            read_by.append(threading.current_thread())
+            return read(*arguments)
+
+        monkeypatch.setattr(service, "read_fields", noted)
+        async with connecting(tmp_path, Venue()) as running:
+            await running.client.connect_account(USER, "fakex", {"api_key": GOOD})
+        assert read_by
+        assert threading.main_thread() not in read_by
+
     async def test_a_credential_is_tried_and_stored_and_read_with_at_once(self, tmp_path: Path) -> None:
         async with connecting(tmp_path, Venue()) as running:
             with pytest.raises(CredentialMissing):

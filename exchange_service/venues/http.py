@@ -61,9 +61,10 @@ CONNECT_TIMEOUT = 3.0
 _BYTES_FOR_A_MARK = 8
 # The most values of one answer: four times those of the longest list of markets.
 _MOST_MARKS = 4_000_000
-# An answer with more, or of more bytes, is read in a thread. Reading this many takes at most three milliseconds.
-_LARGE = 8000
-_LARGE_BODY = 128 * 1024
+# An answer with more, or of more bytes, is read in a thread. Reading this many takes a millisecond, and what a plugin
+# makes of them three: several answers may come in one turn of the loop.
+_LARGE = 4000
+_LARGE_BODY = 64 * 1024
 # What a request may hold as it is: all else cannot be sent, or would be cut off.
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
 # A WebSocket begins as a request of HTTP, so its scheme is another name for HTTP's.

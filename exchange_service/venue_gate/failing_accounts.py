@@ -34,8 +34,12 @@ class FailingAccounts:
     def answered(self, account: str, began: float, now: float) -> None:
         """The venue has answered what this account asked at `began`."""
         self._now = max(self._now, now)
+        if account in self._own:
+            del self._own[account]
+        if not self._failed:
+            # Nearly always.
+            return
         self._failed.pop(account, None)
-        self._own.pop(account, None)
         for other, (_, failed) in self._failed.items():
             if failed <= began:
                 self._own[other] = True

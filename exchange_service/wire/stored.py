@@ -96,14 +96,14 @@ class StoredBalance:
     @cached_property
     def compact(self) -> bytes:
         """A serialised `Balance` without the rows whose amounts are all zero."""
-        message, shorter = balance_pb2.Balance.FromString(self.data), False
+        message, is_whole = balance_pb2.Balance.FromString(self.data), True
         for account in message.venue_accounts:
             kept = [row for row in account.assets if not _is_zero(row)]
             if len(kept) != len(account.assets):
                 del account.assets[:]
                 account.assets.extend(kept)
-                shorter = True
-        return message.SerializeToString(deterministic=True) if shorter else self.data
+                is_whole = False
+        return self.data if is_whole else message.SerializeToString(deterministic=True)
 
     @cached_property
     def whole_field(self) -> bytes:

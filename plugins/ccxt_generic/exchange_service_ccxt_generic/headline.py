@@ -58,13 +58,15 @@ def summarize(rows: Sequence[AssetBalance]) -> Summary | None:
     currencies = [currency for currency in _CURRENCIES if currency in known]
     if not currencies:
         return None
-    currency = max(
-        currencies, key=lambda code: exact_sum(_amount(row) or Decimal(0) for row in rows if row.asset == code)
-    )
+    currency = currencies[0] if len(currencies) == 1 else max(currencies, key=lambda code: _held(rows, code))
     own = [row for row in rows if row.asset == currency]
     frees = [row.free for row in own]
     deficit = len(own) > 1 and any(free is not None and free < 0 for free in frees)
     return Summary(currency, total=_sum([row.total for row in own]), available=None if deficit else _sum(frees))
+
+
+def _held(rows: Sequence[AssetBalance], currency: str) -> Decimal:
+    return exact_sum(_amount(row) or Decimal(0) for row in rows if row.asset == currency)
 
 
 def _amount(row: AssetBalance) -> Decimal | None:

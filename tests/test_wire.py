@@ -418,7 +418,7 @@ class TestReplies:
         assert reply.freshness.age.ToTimedelta().total_seconds() == 0
 
     @pytest.mark.parametrize("source", Source)
-    @pytest.mark.parametrize("age", [0.0, 1e-9, 0.5, 1.0, 127.0, 128.25, 299.999_999_999, 1e6])
+    @pytest.mark.parametrize("age", [0.0, 1e-9, 0.5, 1.0, 5.75, 127.0, 128.25, 299.999_999_999, 1e6])
     def test_the_freshness_field_is_what_protobuf_writes(self, source: Source, age: float) -> None:
         freshness = messages.GetBalanceResponse.FromString(fresh_field(source, age)).freshness
         assert freshness.source == source.value

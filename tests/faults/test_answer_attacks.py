@@ -139,13 +139,15 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return work(*arguments, **options)
 
     with monkeypatch.context() as patch:
+        # Those that take it from `plugin_api` come first: they are imported here, and would keep what is put there.
         for module in (
+            "exchange_service_ccxt_generic.answers",
+            "exchange_service_ccxt_generic.aside",
             "exchange_service.venues.http",
             "exchange_service.venues.answers",
             "exchange_service.plugin_api",
         ):
             patch.setattr(f"{module}.beside_the_loop", at_once)
-        patch.setattr("exchange_service_ccxt_generic.answers.beside_the_loop", at_once)
         patch.setattr("exchange_service_ccxt_generic.exact.is_large", lambda size: False)
         patch.setattr(http, "_BYTES_FOR_A_MARK", 1)
         patch.setattr(http, "_MOST_MARKS", 1 << 40)

@@ -21,7 +21,7 @@ from exchange_service.catalogue import Catalogue
 from exchange_service.errors import VenueUnavailable
 from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.direct import CallEnded, DirectCalls
-from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
+from exchange_service.grpc_server.handler_wrapper import LOOK_TIME, HandlerWrapper, Look
 from exchange_service.grpc_server.methods import ServiceMethods
 from exchange_service.grpc_server.requests import RequestReader
 from exchange_service.grpc_server.servicer import Servicer
@@ -81,8 +81,8 @@ class Side:
 
     def ask(self, method: str, data: bytes, *metadata: tuple[str, str]) -> bytes | None:
         """The quick answer; None if there is none."""
-        reply = self.methods.quick[method](data, metadata, False)
-        assert not isinstance(reply, asyncio.Future)
+        reply = self.methods.quick[method](data, metadata, None)
+        assert not isinstance(reply, Look)
         return reply
 
     async def call(self, method: str, data: bytes, *metadata: tuple[str, str]) -> tuple[Any, ...]:
@@ -133,7 +133,7 @@ async def side(folder: Path, world: World, *, quick: bool) -> AsyncIterator[Side
         wrapper, authentication = HandlerWrapper(metrics), Authentication(authenticator)
         methods = servicer.methods().wrapped(
             lambda method, handler: wrapper.wrap(method.name, authentication.require_caller(handler)),
-            lambda name, ready: wrapper.wrap_quick(name, authentication.quick(ready)),
+            lambda name, ready, look: wrapper.wrap_quick(name, authentication.quick(ready, look)),
         )
         yield Side(quick, service, plugin, methods, wrapper, metrics, tokens, rows)
         await authenticator.close()
@@ -389,3 +389,21 @@ async def test_a_token_that_was_withdrawn_or_has_expired_is_not_known_any_more()
         world.loop_time += 20
         assert one.ask("ListExchanges", LIST, bearer(one.tokens["all"])) is None
         assert (await exchanges("all", known=False)(world, one))[1] == "CALLER_UNKNOWN"
+
+
+async def test_a_call_is_counted_while_it_looks_so_a_caller_has_no_more_looks_than_calls() -> None:
+    async with warmed() as (world, one):
+        await passing(31.0)(world, one)
+        # A window of this second, of which one call is used.
+        await exchanges("all", known=False)(world, one)
+        reading: asyncio.Future[Any] = asyncio.Future()
+        cached: Any = one.service.balances.cached
+        cached.look = lambda *_: reading
+        metadata, ask = metadata_of(one), one.methods.quick["GetBalance"]
+        asked = [ask(WARM, metadata, None) for _ in range(CALLS_A_SECOND + 2)]
+        looks = [look for look in asked if isinstance(look, Look)]
+        assert len(looks) == CALLS_A_SECOND - 1
+        # A look that brings nothing gives its call back: the handler counts it.
+        assert [look.reply() for look in looks] == [None] * len(looks)
+        assert isinstance(ask(WARM, metadata, LOOK_TIME), Look)
+        assert ask(WARM, metadata, LOOK_TIME - 0.01) is None

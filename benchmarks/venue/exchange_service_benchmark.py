@@ -52,8 +52,8 @@ _still = tuple(
 
 
 if "BENCHMARK_NO_COPIES" in os.environ:
-    # A warm call then finds its balance in Redis, and not in the process; and callers of one account share no read, as
-    # if each had an account of its own.
+    # A warm call then finds its balance in Redis, and not in the process; callers of one account share no read, as if
+    # each had an account of its own; and the bytes are new to the process, as if another replica had just written them.
     from exchange_service.balances.cached import CachedBalances
     from exchange_service.balances.service import BalanceQuery, BalanceReader, BalanceResult
 
@@ -65,7 +65,8 @@ if "BENCHMARK_NO_COPIES" in os.environ:
         return _ready(self, query, has_looked=True) if has_looked else None
 
     BalanceReader.ready = _ready_after_a_look  # type: ignore[method-assign]
-    CachedBalances._read_once = lambda self, key, account: asyncio.ensure_future(self.read(key, account))  # type: ignore[method-assign]
+    CachedBalances.look = lambda self, key, account: asyncio.ensure_future(self.read(key, account))  # type: ignore[method-assign]
+    CachedBalances.last_good = lambda self, key: None  # type: ignore[method-assign]
 
 
 @hookimpl

@@ -140,8 +140,11 @@ class CachedBalances:
         return stored or self.get_local(key)
 
     def look(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None] | None:
-        """The read that `read_together` waits for; None if no other replica can have written anything."""
-        return self._read_once(key, account) if self._cache.shared else None
+        """The read that `read_together` waits for. None if it would bring nothing: no other replica can have written,
+        or this process has a copy, if only an old one."""
+        if not self._cache.shared or self.get_local(key) is not None:
+            return None
+        return self._read_once(key, account)
 
     def _read_once(self, key: str, account: Account) -> asyncio.Future[StoredBalance | None]:
         """The read in progress, or one that begins now."""
@@ -155,7 +158,7 @@ class CachedBalances:
         if self._readings.get(key) is reading:
             del self._readings[key]
         if not reading.cancelled():
-            # Or asyncio logs it if nobody waits any more.
+            # Read, or asyncio would log it where nobody waits any more.
             reading.exception()
 
     @contextmanager

@@ -364,7 +364,7 @@ class BalanceReader:
 
     def ready(self, query: BalanceQuery, *, has_looked: bool = False) -> BalanceResult | None:
         """The balance if this process has one that serves the query, as `get` returns it; None if `get` must ask
-        further. `has_looked`: whether `look` has brought what is there."""
+        further. `has_looked`: whether a look for it has ended."""
         if query.max_age is not None and query.max_age < _ALWAYS_FORCED_BELOW:
             return None
         result = self._balances.get_local(query.account, query.max_age, query.known_version)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 
 from exchange_service.errors import CallerUnknown
 from exchange_service.grpc_server.handler_wrapper import (
+    LOOK_TIME,
     REQUEST_ID_KEY,
     Context,
     Handler,
@@ -23,7 +25,7 @@ from exchange_service.grpc_server.handler_wrapper import (
     Quick,
     abort,
 )
-from exchange_service.grpc_server.methods import Ready
+from exchange_service.grpc_server.methods import BeginLook, Ready
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
 from exchange_service.identity.authenticator import Authenticator
@@ -69,24 +71,39 @@ class Authentication:
 
         return handle
 
-    def quick(self, ready: Ready) -> Quick:
-        """The ready answers for callers who are known here and have calls left. A call is counted if it is answered.
+    def quick(self, ready: Ready, begin_look: BeginLook | None = None) -> Quick:
+        """The ready answers, and the looks for others, for callers who are known here and have calls left. A call is
+        counted while it looks, and if it is answered.
 
         Call it in the event loop that serves."""
         authenticator, loop = self._authenticator, asyncio.get_running_loop()
         take_local = authenticator.take_local
 
-        def answer(data: bytes, metadata: Metadata, has_looked: bool) -> bytes | Look | None:
+        def after(look: Look, caller: Caller) -> bytes | None:
+            try:
+                reply = look.reply()
+            except Exception:
+                # The handler meets it too, and tells the caller.
+                reply = None
+            if reply is None:
+                authenticator.return_call(caller)
+            return reply
+
+        def answer(data: bytes, metadata: Metadata, remaining: float | None) -> bytes | Look | None:
             now = loop.time()
             caller = self._known_caller(metadata, now)
             if caller is None or not take_local(caller.identity, Action.CALL, now):
                 return None
             try:
-                reply = ready(data, caller, has_looked)
+                reply = ready(data, caller)
+                if reply is None and begin_look is not None and (remaining is None or remaining >= LOOK_TIME):
+                    look = begin_look(data, caller)
+                    if look is not None:
+                        return Look(look.reading, partial(after, look, caller))
             except Exception:
-                # The handler meets it too, and tells the caller.
+                # As above.
                 reply = None
-            if not isinstance(reply, bytes):
+            if reply is None:
                 authenticator.return_call(caller)
             return reply
 

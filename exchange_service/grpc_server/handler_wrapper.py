@@ -11,6 +11,8 @@ import itertools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -30,13 +32,24 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # What the caller sent beside the request, with lower-case names.
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-Look: TypeAlias = asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A read that was begun for a call and that others may share: wait until `reading` is done, without cancelling it,
+    then call `reply` once. It gives the reply, or None if the method's handler must be called."""
+
+    reading: asyncio.Future[Any]
+    reply: Callable[[], bytes | None]
+
+
 # The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
-# entirely ordinary; or a look that was begun for it, after which it may be ready: then ask again, with True. It neither
-# waits nor raises, and needs no task of its own.
-Quick: TypeAlias = Callable[[bytes, Metadata, bool], bytes | Look | None]
-# Seconds that a call should have left to wait for a look: a handler that begins after it can still tell why it is late.
-LOOK_TIME = 0.5
+# entirely ordinary; or a look, after which it may be ready. The last argument are the seconds until the caller's
+# deadline, None without one. It neither waits nor raises, and needs no task of its own.
+Quick: TypeAlias = Callable[[bytes, Metadata, float | None], bytes | Look | None]
+# Seconds that a call should have left for a look, which takes 0.6 s at the longest: a read and the removal of a damaged
+# value. The handler that begins after it must still be able to tell why it is late. A stop waits for longer than that.
+LOOK_TIME = 1.0
 
 
 REQUEST_ID_KEY = "x-request-id"
@@ -142,19 +155,34 @@ class HandlerWrapper:
         making one fails: the handler says what is wrong."""
         metrics, openings = self._metrics, self._openings
 
-        def answer(data: bytes, metadata: Metadata, has_looked: bool) -> bytes | Look | None:
+        def counted(reply: bytes | None, began: float) -> bytes | None:
+            if reply is not None:
+                openings.call_came()
+                metrics.call_ended(method, WELL, time.monotonic() - began)
+            return reply
+
+        def report(error: Exception) -> None:
+            log.error("call.no_quick_answer", method=method, error=type(error).__name__, at=raised_at(error))
+
+        def after(look: Look, began: float) -> bytes | None:
+            try:
+                return counted(None if self._ending else look.reply(), began)
+            except Exception as error:
+                report(error)
+                return None
+
+        def answer(data: bytes, metadata: Metadata, remaining: float | None) -> bytes | Look | None:
             if self._ending or len(metadata) > MOST_FIELDS:
                 return None
             began = time.monotonic()
             try:
-                reply = quick(data, metadata, has_looked)
+                reply = quick(data, metadata, remaining)
             except Exception as error:
-                log.error("call.no_quick_answer", method=method, error=type(error).__name__, at=raised_at(error))
+                report(error)
                 return None
-            if isinstance(reply, bytes):
-                openings.call_came()
-                metrics.call_ended(method, WELL, time.monotonic() - began)
-            return reply
+            if isinstance(reply, Look):
+                return Look(reply.reading, partial(after, reply, began))
+            return counted(reply, began)
 
         return answer
 

@@ -17,7 +17,7 @@ from exchange_service.grpc_server.authentication import Authentication
 from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.engines import BindError, ConnectionLimits, Engine, Offer, listen_with
 from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, Quick
-from exchange_service.grpc_server.methods import Ready, ServiceMethods
+from exchange_service.grpc_server.methods import BeginLook, Ready, ServiceMethods
 from exchange_service.grpc_server.requests import parse
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
@@ -118,8 +118,8 @@ async def listen(
         inner = authentication.require_caller(handler, action)
         return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
 
-    def wrap_ready(name: str, ready: Ready) -> Quick:
-        return wrapper.wrap_quick(name, authentication.quick(ready))
+    def wrap_ready(name: str, ready: Ready, look: BeginLook | None) -> Quick:
+        return wrapper.wrap_quick(name, authentication.quick(ready, look))
 
     wrapped = [service.wrapped(wrap, wrap_ready) for service in services]
     reflection_handler = _reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication) if reflect else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
-from exchange_service.balances.service import BalanceReader, BalanceResult
+from exchange_service.balances.service import BalanceQuery, BalanceReader, BalanceResult
 from exchange_service.catalogue import Catalogue
 from exchange_service.deadlines import time_remaining
 from exchange_service.grpc_server.authentication import current_caller
@@ -47,20 +48,28 @@ class Servicer:
         query, include_zero = self.requests.read_get_balance(data, caller)
         return _balance_reply(await self.balances.get(query, caller, time_remaining), include_zero)
 
-    def ready_exchanges(self, data: bytes, caller: Caller, has_looked: bool) -> bytes | None:
+    def ready_exchanges(self, data: bytes, caller: Caller) -> bytes | None:
         """ListExchanges, of a request that came before and a reply that is built."""
         known = self.requests.known_list_exchanges(data)
         return None if known is None else self.catalogue.ready(*known)
 
-    def ready_balance(self, data: bytes, caller: Caller, has_looked: bool) -> bytes | Look | None:
-        """GetBalance, of a request that came before and a balance that this process has, or has looked for."""
+    def ready_balance(self, data: bytes, caller: Caller) -> bytes | None:
+        """GetBalance, of a request that came before and a balance that this process has."""
         known = self.requests.known_get_balance(data, caller)
         if known is None:
             return None
-        result = self.balances.ready(known[0], has_looked=has_looked)
-        if result is None:
-            return None if has_looked else self.balances.look(known[0])
-        return _balance_reply(result, known[1])
+        result = self.balances.ready(known[0])
+        return None if result is None else _balance_reply(result, known[1])
+
+    def look_for_balance(self, data: bytes, caller: Caller) -> Look | None:
+        """GetBalance, of a request that came before and a balance that another replica may have stored."""
+        known = self.requests.known_get_balance(data, caller)
+        reading = None if known is None else self.balances.look(known[0])
+        return None if known is None or reading is None else Look(reading, partial(self._after_look, *known))
+
+    def _after_look(self, query: BalanceQuery, include_zero: bool) -> bytes | None:
+        result = self.balances.ready(query, has_looked=True)
+        return None if result is None else _balance_reply(result, include_zero)
 
     async def stream_balances(self, data: bytes, context: Context) -> None:
         """StreamBalances."""
@@ -88,6 +97,7 @@ class Servicer:
                 "StreamBalances": self.stream_balances,
             },
             {"ListExchanges": self.ready_exchanges, "GetBalance": self.ready_balance},
+            {"GetBalance": self.look_for_balance},
         )
 
 

@@ -82,8 +82,8 @@ class StoredBalance:
     """A balance as bytes, with the facts that the service needs without parsing them again.
 
     `data` is a serialised `Balance` with every row, zero rows included. `fetch_time` is in seconds since the epoch. A
-    feed asks the venue again `pause` seconds after it. `known_digest` is `digest`, or empty if it is
-    not known yet.
+    feed asks the venue again `pause` seconds after it. `known_digest` is `digest`, or empty if that is not
+    known yet.
     """
 
     account: Account

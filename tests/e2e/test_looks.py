@@ -12,9 +12,11 @@ import grpc
 import pytest
 import redis.asyncio as redis_client
 
+from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.service import BalanceReader
+from exchange_service.model import Account
 from tests.e2e.test_replicas import Counting, replicas
-from tests.harness import Running, balance_request, totals, until
+from tests.harness import Running, balance_request, failure_of, totals, until
 from tests.servers import RedisServer
 
 
@@ -48,7 +50,7 @@ def plugin() -> Counting:
 
 
 @asynccontextmanager
-async def two(folder: Path, server: RedisServer, plugin: Counting) -> AsyncIterator[Two]:
+async def two(folder: Path, server: RedisServer, plugin: Counting, **changes: Any) -> AsyncIterator[Two]:
     handled: list[Any] = []
     get = BalanceReader.get
 
@@ -57,7 +59,7 @@ async def two(folder: Path, server: RedisServer, plugin: Counting) -> AsyncItera
         return await get(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        async with replicas(2, folder, server.url, plugin) as (first, second):
+        async with replicas(2, folder, server.url, plugin, **changes) as (first, second):
             await first.store(user="alice")
             made = Two(first, second, plugin, handled)
             await made.ask()
@@ -65,6 +67,17 @@ async def two(folder: Path, server: RedisServer, plugin: Counting) -> AsyncItera
             await made.change()
             patch.setattr(BalanceReader, "get", noted)
             yield made
+
+
+def noted_reads(reads: list[str]) -> Any:
+    """A read of the cache that is also put on this list."""
+    read_once = CachedBalances._read_once
+
+    def noted(self: CachedBalances, key: str, account: Account) -> Any:
+        reads.append(key)
+        return read_once(self, key, account)
+
+    return noted
 
 
 async def test_what_another_replica_has_stored_is_answered_without_a_handler_and_counted_as_shared(
@@ -104,6 +117,24 @@ async def test_a_look_that_finds_nothing_leaves_the_call_to_the_handler(
         assert await both.ask() == {"BTC": "3"}
         assert len(both.handled) == 1
         assert plugin.count == 3
+
+
+async def test_a_copy_that_is_only_too_old_is_not_looked_for_first(
+    tmp_path: Path, redis_server: RedisServer, plugin: Counting
+) -> None:
+    async with two(tmp_path, redis_server, plugin, max_age=1.0) as both:
+        await both.ask()
+        service = both.second.service
+        await until(
+            lambda: service.balances.get_local(Account("alice", "fakex", "production"), None) is None,
+            "the end of the copy's time",
+        )
+        reads: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CachedBalances, "_read_once", noted_reads(reads))
+            assert await both.ask() == {"BTC": "3"}
+        # The handler's own read is the only one.
+        assert len(reads) == 1
 
 
 async def test_a_call_with_little_time_left_does_not_wait_for_a_look(
@@ -169,6 +200,6 @@ async def test_a_call_that_looks_when_the_service_ends_is_told_so_or_answered(
             redis_server.thaw()
         await stopping
         if isinstance(result, grpc.aio.AioRpcError):
-            assert result.code() is grpc.StatusCode.UNAVAILABLE
+            assert failure_of(result).reason == "SHUTTING_DOWN"
         else:
             assert result == {"BTC": "1"}

@@ -22,7 +22,6 @@ from exchange_service.grpc_server.engines.engine import (
     with_port,
 )
 from exchange_service.grpc_server.handler_wrapper import (
-    LOOK_TIME,
     MOST_FIELDS,
     Context,
     FewFields,
@@ -119,25 +118,20 @@ class _QuickCall:
         self._quick, self._handle, self._metadata = quick, handle, metadata
 
     async def unary_unary(self, data: bytes, context: Context) -> Any:
-        reply = self._quick(data, self._metadata, False)
-        if isinstance(reply, bytes):
-            return reply
+        quick = self._quick(data, self._metadata, context.time_remaining())
+        if isinstance(quick, bytes):
+            return quick
         try:
-            if reply is not None and _has_time(context):
-                await asyncio.wait((reply,))
-                reply = self._quick(data, self._metadata, True)
-                if isinstance(reply, bytes):
+            if quick is not None:
+                await asyncio.wait((quick.reading,))
+                reply = quick.reply()
+                if reply is not None:
                     return reply
             return await self._handle(data, context)
         finally:
             # gRPC's context holds the exception that ends a failed call, and that holds this frame: together they would
             # stay in memory until the collector of all objects comes.
             del context
-
-
-def _has_time(context: Context) -> bool:
-    remaining = context.time_remaining()
-    return remaining is None or remaining >= LOOK_TIME
 
 
 async def listen(offer: Offer, address: str, tls: grpc.ServerCredentials | None) -> GrpcioEngine:

@@ -35,7 +35,6 @@ from exchange_service.grpc_server.engines.engine import (
     with_port,
 )
 from exchange_service.grpc_server.handler_wrapper import (
-    LOOK_TIME,
     MOST_FIELDS,
     Context,
     FewFields,
@@ -243,27 +242,30 @@ class NativeEngine:
         method = self._methods[method_id]
         look: Look | None = None
         if method.quick is not None and len(request) <= MAX_REQUEST and not self._takes_none():
-            reply = method.quick(request, metadata, False)
-            if isinstance(reply, bytes):
-                self._front.respond(call_id, reply)
+            quick = method.quick(request, metadata, remaining)
+            if isinstance(quick, bytes):
+                self._front.respond(call_id, quick)
                 return
-            look = reply
+            look = quick
         call = _Call(self._front, call_id, metadata, None if remaining is None else came + remaining)
-        if look is not None and (remaining is None or remaining >= LOOK_TIME):
+        if look is None:
+            self._begin(call, call_id, method, request)
+        else:
             self._calls[call_id] = call
-            look.add_done_callback(partial(self._on_looked, call, call_id, method, request))
-        else:
-            self._begin(call, call_id, method, request)
+            look.reading.add_done_callback(lambda _: self._on_looked(look, call, call_id, method, request))
 
-    def _on_looked(self, call: _Call, call_id: int, method: _Method, request: bytes, _: Look) -> None:
-        if call.cancelled() or method.quick is None:
+    def _on_looked(self, look: Look, call: _Call, call_id: int, method: _Method, request: bytes) -> None:
+        if call.cancelled():
             return
-        reply = method.quick(request, call.invocation_metadata(), True)
-        if isinstance(reply, bytes):
-            self._front.respond(call_id, reply)
-            self._ended(call_id)
-        else:
-            self._begin(call, call_id, method, request)
+        try:
+            reply = look.reply()
+            if reply is None:
+                self._begin(call, call_id, method, request)
+            else:
+                self._front.respond(call_id, reply)
+                self._ended(call_id)
+        except Exception as error:
+            self._fail(call_id, error)
 
     def _takes_none(self) -> bool:
         """Whether it is about to close: what begins now would be cut off."""

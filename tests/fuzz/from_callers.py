@@ -10,6 +10,7 @@ import hmac
 import json
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cryptography import x509
@@ -32,9 +33,8 @@ from exchange_service.identity.tokens import ServiceTokens, StoredToken, new_tok
 from exchange_service.identity.web_tokens import JsonWebTokens
 from exchange_service.model import CredentialField
 from exchange_service.v1 import exchange_service_pb2 as messages
-from tests.fuzz.fakex import registry
+from tests.fuzz.fakex import LISTING, registry
 from tests.fuzz.targets import target
-from tests.harness import listing
 
 CALLER = Caller(ANYBODY, PresentedCredentials())
 SECRET = "a secret of at least 32 characters"
@@ -62,12 +62,13 @@ def read_list(data: bytes) -> object:
     return _catalogue.answer(*RequestReader(_registry).read_list_exchanges(data))
 
 
-_FORM = listing(
+_FORM = replace(
+    LISTING,
     credential_fields=(
         CredentialField("api_key", "Key", private_keys=("rsa", "ed25519")),
         CredentialField("passphrase", "Passphrase", required=False),
         CredentialField("wallet_address", "Wallet", secret=False, required=False),
-    )
+    ),
 )
 
 

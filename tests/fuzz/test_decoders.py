@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from tests.fuzz import targets
 from tests.fuzz.all_targets import TARGETS, Finding, Target, check
 
+ROOT = Path(__file__).parent.parent.parent
 # Altered inputs for each target; each seed comes once as it is.
 EXAMPLES = 80
 # KiB by which reading them may raise the most memory that this process has used.
@@ -83,3 +87,9 @@ def test_an_undocumented_error_a_slow_input_and_a_broken_promise_are_found(monke
     monkeypatch.setattr(targets, "LONGEST", 0.001)
     with pytest.raises(Finding, match="s of processor"):
         check(replace(tested, read=slow), b"")
+
+
+def test_the_decoders_are_fuzzed_without_the_tools_of_these_tests() -> None:
+    program = "import sys, tests.fuzz.all_targets; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {"pytest", "hypothesis"}.isdisjoint(done.stdout.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import uvloop
 
+from exchange_service.plugin_host import child as child_module
 from exchange_service.plugin_host import launch, sandbox
 from exchange_service.plugin_host.child import ChildProcess
 from exchange_service.plugin_host.launch import prepare_in_thread
@@ -133,6 +135,73 @@ async def test_a_start_that_is_cancelled_leaves_no_process(monkeypatch: pytest.M
     await until(lambda: bool(begun) and begun[0].returncode == -9, "its end")
 
 
+@LOOPS
+@pytest.mark.parametrize("moment", ["_hand_over", "_open_pipes", "_replace_pipe"])
+def test_a_start_that_is_cancelled_while_the_process_is_handed_over_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, loop: Loop, moment: str
+) -> None:
+    owner: Any = child_module._Running if moment == "_hand_over" else ChildProcess
+    step, begun = getattr(owner, moment), list[subprocess.Popen[bytes]]()
+    popen = subprocess.Popen
+
+    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun.append(popen(*arguments, **options))
+        return begun[-1]
+
+    async def cancel_some() -> None:
+        starting = asyncio.create_task(started("/bin/sleep", "60"))
+
+        def cancelling(self: Any, *arguments: Any) -> Any:
+            result = step(self, *arguments)
+            starting.cancel()
+            return result
+
+        monkeypatch.setattr(owner, moment, cancelling)
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        monkeypatch.setattr(owner, moment, step)
+        await until(lambda: begun[-1].returncode == -9, "its end")
+
+    async def cancel() -> None:
+        # The loop opens a file of its own with its first pipe.
+        await cancel_some()
+        await asyncio.sleep(0)
+        before = psutil.Process().num_fds()
+        for _ in range(5):
+            await cancel_some()
+        await until(lambda: psutil.Process().num_fds() == before, "its pipes")
+        begun.clear()
+        gc.collect()
+        assert psutil.Process().num_fds() == before
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(cancel())
+
+
+def test_a_process_whose_loop_is_closed_meanwhile_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, begun = threading.Event(), list[subprocess.Popen[bytes]]()
+    popen = subprocess.Popen
+
+    def late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begin.wait()
+        begun.append(popen(*arguments, **options))
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+
+    starting = list[asyncio.Task[Any]]()
+
+    async def leave() -> None:
+        starting.append(asyncio.create_task(started("/bin/sleep", "60")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    begin.set()
+    asyncio.run(until(lambda: bool(begun) and begun[0].returncode == -9, "its end"))
+
+
 async def test_a_preparation_that_is_cancelled_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,5 +219,4 @@ async def test_a_preparation_that_is_cancelled_leaves_no_folder(
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await preparing
-    (folder,) = prepared
-    assert not folder.exists()
+    await until(lambda: bool(prepared) and not prepared[0].exists(), "the end of its folder")

@@ -6,6 +6,7 @@ removed acts on every replica at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from exchange_service.errors import (
 from exchange_service.identity import Caller
 from exchange_service.model import PRODUCTION, Account, Credential, ExchangeMetadata, Secret
 from exchange_service.observability.redaction import LIVE
-from exchange_service.tasks import TaskSet, beside_the_loop
+from exchange_service.tasks import TaskSet
 from exchange_service.venues.registry import Listing, Registry
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ class Accounts:
         with self._recording("connect", caller, query) as line, _hidden(query.fields):
             account, listing = self._find(query)
             # In a thread: to look at a private key takes a while, and the first one needs modules that do as well.
-            credential = await beside_the_loop(read_fields, listing.metadata, query.fields)
+            credential = await asyncio.to_thread(read_fields, listing.metadata, query.fields)
             checked = None
             if query.skip_check:
                 await self.attempts.leave_untried(account)

@@ -121,7 +121,8 @@ class Quotas:
         window.used += 1
 
     def give_back(self, identity: Identity, action: Action) -> None:
-        """Take back an action that was counted and not done; nothing if its window has ended."""
+        """Take back an action that was counted and not done. If its window has ended meanwhile, the one after it has
+        one action more."""
         window = self._windows.get((action, identity.name))
         if window is not None and window.used:
             window.used -= 1

@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
-from exchange_service.plugin_host.child import ChildProcess, run_in_thread
+from exchange_service.plugin_host.child import ChildProcess, begin_in_thread, run_in_thread
 from exchange_service.printable import printable
 from exchange_service.socket_folder import make_socket_folder
 from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
@@ -140,15 +140,18 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int
 
 async def prepare_in_thread(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int] = ()) -> LaunchSpec:
     """As `prepare_launch`, which looks through the folders of all modules."""
-    preparing = asyncio.ensure_future(run_in_thread(partial(prepare_launch, policy, flag, ports=ports)))
+    preparing = begin_in_thread(prepare_launch, policy, flag, ports=ports)
     try:
-        return await asyncio.shield(preparing)
+        return await asyncio.shield(asyncio.wrap_future(preparing))
     except asyncio.CancelledError:
-        # The folder is not left behind.
-        await asyncio.wait({preparing})
-        if preparing.exception() is None:
-            preparing.result().close()
+        # The folder is not left behind, also if the loop ends before it is there.
+        preparing.add_done_callback(_close_unwanted)
         raise
+
+
+def _close_unwanted(preparing: Future[LaunchSpec]) -> None:
+    if not preparing.cancelled() and preparing.exception() is None:
+        preparing.result().close()
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -203,7 +206,7 @@ async def _request_manifest(
 
 async def _exchange(process: ChildProcess, first_line: bytes) -> tuple[bytes, int | None]:
     """What the process wrote, and its exit status; None if it writes more than a manifest may have."""
-    process.stdin.write(first_line)
+    process.write(first_line)
     data = b""
     while len(data) < LONGEST_MANIFEST:
         more = await process.stdout.read(LONGEST_MANIFEST - len(data))

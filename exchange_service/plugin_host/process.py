@@ -154,11 +154,7 @@ class PluginProcess:
         return process
 
     async def _begin(self, config: ServeConfig) -> None:
-        try:
-            self._reaper.stdin.write(self.spec.first_line)
-        # uvloop's, if the reaper has ended already.
-        except RuntimeError:
-            raise _NeverBegan(f"Its process ended at once ({describe_exit(await self._reaper.wait())}).") from None
+        self._reaper.write(self.spec.first_line)
         if not await self._reaper.stdout.readline():
             status = await self._reaper.wait()
             # Negative: not the plugin's program, but its reaper was killed.

@@ -90,7 +90,8 @@ def read_fault(fault: balance_pb2.AccountFault) -> ServiceError:
 def _balance_message(balance: Balance) -> balance_pb2.Balance:
     message = balance_pb2.Balance(notes=balance.notes)
     for account in balance.venue_accounts:
-        _write_venue_account(account, message.venue_accounts.add())
+        # A plugin may leave a text out that is only shown.
+        _write_venue_account(account, message.venue_accounts.add(label=account.label))
     if balance.venue_time is not None:
         message.venue_time.CopyFrom(from_datetime(balance.venue_time))
     if balance.summary is not None:
@@ -99,8 +100,7 @@ def _balance_message(balance: Balance) -> balance_pb2.Balance:
 
 
 def _write_venue_account(account: VenueAccount, message: balance_pb2.VenueAccount) -> None:
-    message.id, message.type = account.id, account.type
-    message.sub_account, message.label = account.sub_account, account.label
+    message.id, message.type, message.sub_account = account.id, account.type, account.sub_account
     for row in account.assets:
         amounts = {name: format_amount(value) for name in AMOUNTS if (value := getattr(row, name)) is not None}
         message.assets.add(
@@ -121,7 +121,7 @@ def _write_venue_account(account: VenueAccount, message: balance_pb2.VenueAccoun
 
 
 def _write_summary(summary: Summary, message: balance_pb2.Summary) -> None:
-    message.currency = summary.currency
+    message.currency = summary.currency or ""
     for name in _SUMMARY_AMOUNTS:
         value = getattr(summary, name)
         if value is not None:

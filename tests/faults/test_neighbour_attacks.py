@@ -163,7 +163,7 @@ class TestSharedRedis:
         with monkeypatch.context() as unguarded:
             unguarded.setattr(
                 "exchange_service.balances.cached.decode_stored",
-                lambda _, raw, bounds: decode_stored(Account("bob", "fakex"), raw, bounds),
+                lambda _, raw, bounds, known: decode_stored(Account("bob", "fakex"), raw, bounds),
             )
             # The seal belongs to the name as well.
             names = dict.fromkeys((alices.decode(), bobs.decode()), bobs.decode())

@@ -195,10 +195,11 @@ class TestCalls:
     async def test_the_header_of_the_timeout_is_the_deadline(self, tmp_path: Path) -> None:
         async with web_service(tmp_path, ScriptedPlugin(answer=Gate())) as running:
             began = time.monotonic()
-            answer = await ask(running, connect_timeout_ms="500")
+            # Long enough for the database's first answer on a busy machine.
+            answer = await ask(running, connect_timeout_ms="1500")
             assert answer.status in (503, 504)
             assert answer.reason in ("VENUE_TIMEOUT", "DEADLINE_PASSED")
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 3
             assert (await ask(running, connect_timeout_ms="0")).reason == "DEADLINE_PASSED"
             for nonsense in ("soon", "-1", "1e3", "+5", "99999999999"):
                 answer = await ask(running, connect_timeout_ms=nonsense)

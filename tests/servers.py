@@ -90,7 +90,28 @@ def _redis_program() -> str:
     return program
 
 
-class RedisServer:
+class _Freezable:
+    """A server that can hang, so that its connections stay open and nothing answers."""
+
+    def freeze(self) -> None:
+        """Let it hang."""
+        raise NotImplementedError
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        raise NotImplementedError
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Frozen inside the block, and thawed at its end."""
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+
+class RedisServer(_Freezable):
     """A Redis-compatible process, always on the same port, that a test may kill, freeze and start again."""
 
     def __init__(self, *options: str) -> None:
@@ -151,7 +172,7 @@ class RedisServer:
         return False
 
 
-class PostgresServer:
+class PostgresServer(_Freezable):
     """A PostgreSQL of its own in a folder of its own, that a test may freeze, stop and start again.
 
     The package widens the rights of all folders above its data, so the data are right below the temporary folder.
@@ -183,15 +204,6 @@ class PostgresServer:
     def thaw(self) -> None:
         """Let them go on."""
         self._tell_all(psutil.Process.resume)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Frozen inside the block, and thawed at its end."""
-        self.freeze()
-        try:
-            yield
-        finally:
-            self.thaw()
 
     def _tell_all(self, act: Callable[[psutil.Process], None]) -> None:
         for process in self._processes():

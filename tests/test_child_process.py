@@ -6,7 +6,6 @@ import asyncio
 import gc
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,20 @@ ECHO = ("/bin/sh", "-c", "cat; echo said >&2; exit 3")
 
 async def started(*command: str, stderr: int = subprocess.PIPE) -> ChildProcess:
     return await ChildProcess.start(command, environment={}, folder=Path("/"), stderr=stderr)
+
+
+def noted_processes(patch: pytest.MonkeyPatch) -> tuple[list[subprocess.Popen[bytes]], threading.Event]:
+    """The processes that are begun from now on, and what each waits for before it is: it is set."""
+    begun, may_begin, popen = list[subprocess.Popen[bytes]](), threading.Event(), subprocess.Popen
+    may_begin.set()
+
+    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        may_begin.wait()
+        begun.append(popen(*arguments, **options))
+        return begun[-1]
+
+    patch.setattr(subprocess, "Popen", noted)
+    return begun, may_begin
 
 
 def test_no_event_loop_of_the_service_or_of_a_plugin_starts_a_process() -> None:
@@ -117,16 +130,9 @@ async def test_a_program_that_is_missing_is_an_error_of_the_start() -> None:
 
 
 async def test_a_start_that_is_cancelled_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, begun = threading.Event(), list[subprocess.Popen[bytes]]()
-    popen = subprocess.Popen
-
-    def late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        begin.wait()
-        begun.append(popen(*arguments, **options))
-        return begun[0]
-
-    monkeypatch.setattr(subprocess, "Popen", late)
-    starting = asyncio.create_task(started(sys.executable, "-c", "import time; time.sleep(60)"))
+    begun, begin = noted_processes(monkeypatch)
+    begin.clear()
+    starting = asyncio.create_task(started("/bin/sleep", "60"))
     await asyncio.sleep(0)
     starting.cancel()
     begin.set()
@@ -141,12 +147,7 @@ def test_a_start_that_is_cancelled_while_the_process_is_handed_over_leaves_nothi
     monkeypatch: pytest.MonkeyPatch, loop: Loop, moment: str
 ) -> None:
     owner: Any = child_module._Running if moment == "_hand_over" else ChildProcess
-    step, begun = getattr(owner, moment), list[subprocess.Popen[bytes]]()
-    popen = subprocess.Popen
-
-    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        begun.append(popen(*arguments, **options))
-        return begun[-1]
+    step, (begun, _) = getattr(owner, moment), noted_processes(monkeypatch)
 
     async def cancel_some() -> None:
         starting = asyncio.create_task(started("/bin/sleep", "60"))
@@ -174,21 +175,13 @@ def test_a_start_that_is_cancelled_while_the_process_is_handed_over_leaves_nothi
         gc.collect()
         assert psutil.Process().num_fds() == before
 
-    monkeypatch.setattr(subprocess, "Popen", noted)
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(cancel())
 
 
 def test_a_process_whose_loop_is_closed_meanwhile_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, begun = threading.Event(), list[subprocess.Popen[bytes]]()
-    popen = subprocess.Popen
-
-    def late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        begin.wait()
-        begun.append(popen(*arguments, **options))
-        return begun[0]
-
-    monkeypatch.setattr(subprocess, "Popen", late)
+    begun, begin = noted_processes(monkeypatch)
+    begin.clear()
 
     starting = list[asyncio.Task[Any]]()
 

@@ -44,8 +44,8 @@ class Look:
 
 
 # The reply to a request's bytes if it is ready; None if the method's handler must be called, as for whatever is not
-# entirely ordinary; or a look, after which it may be ready. The last argument are the seconds until the caller's
-# deadline, None without one. It neither waits nor raises, and needs no task of its own.
+# entirely ordinary; or a look, after which it may be ready. The last argument is the time until the caller's
+# deadline in seconds, None without one. It neither waits nor raises, and needs no task of its own.
 Quick: TypeAlias = Callable[[bytes, Metadata, float | None], bytes | Look | None]
 # Seconds that a call should have left for a look, which takes 0.6 s at the longest: a read and the removal of a damaged
 # value. The handler that begins after it must still be able to tell why it is late. A stop waits for longer than that.

@@ -141,12 +141,8 @@ async def test_a_call_with_little_time_left_does_not_wait_for_a_look(
     tmp_path: Path, redis_server: RedisServer, plugin: Counting
 ) -> None:
     async with two(tmp_path, redis_server, plugin) as both:
-        redis_server.freeze()
-        try:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await both.ask(timeout=0.25)
-        finally:
-            redis_server.thaw()
+        with redis_server.frozen(), pytest.raises(grpc.aio.AioRpcError) as caught:
+            await both.ask(timeout=0.25)
         # The handler says why it is late; nothing else would.
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
@@ -157,26 +153,20 @@ async def test_while_redis_is_silent_a_look_brings_what_this_process_stored_itse
     tmp_path: Path, redis_server: RedisServer, plugin: Counting
 ) -> None:
     async with two(tmp_path, redis_server, plugin) as both:
-        redis_server.freeze()
-        try:
+        with redis_server.frozen():
             assert await both.ask() == {"BTC": "1"}
-        finally:
-            redis_server.thaw()
 
 
 async def test_a_caller_that_leaves_during_a_look_leaves_nothing_behind_and_disturbs_no_other(
     tmp_path: Path, redis_server: RedisServer, plugin: Counting
 ) -> None:
     async with two(tmp_path, redis_server, plugin) as both:
-        redis_server.freeze()
-        leaving = asyncio.ensure_future(both.ask())
-        staying = asyncio.ensure_future(both.ask())
         readings = both.second.service.balances.cached._readings
-        try:
+        with redis_server.frozen():
+            leaving = asyncio.ensure_future(both.ask())
+            staying = asyncio.ensure_future(both.ask())
             await until(lambda: bool(readings), "the look")
             leaving.cancel()
-        finally:
-            redis_server.thaw()
         assert await staying in ({"BTC": "1"}, {"BTC": "2"})
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -190,14 +180,11 @@ async def test_a_call_that_looks_when_the_service_ends_is_told_so_or_answered(
     tmp_path: Path, redis_server: RedisServer, plugin: Counting
 ) -> None:
     async with two(tmp_path, redis_server, plugin) as both:
-        redis_server.freeze()
-        call = asyncio.ensure_future(both.ask())
-        try:
+        with redis_server.frozen():
+            call = asyncio.ensure_future(both.ask())
             await until(lambda: bool(both.second.service.balances.cached._readings), "the look")
             stopping = asyncio.ensure_future(both.second.service.stop())
             result = (await asyncio.gather(call, return_exceptions=True))[0]
-        finally:
-            redis_server.thaw()
         await stopping
         if isinstance(result, grpc.aio.AioRpcError):
             assert failure_of(result).reason == "SHUTTING_DOWN"

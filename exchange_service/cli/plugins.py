@@ -1,4 +1,4 @@
-"""`plugins`: the installed plugins and the state of their processes."""
+"""`plugins`: the installed plugins and the state of their processes, and the group of the commands for authors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ _STATES = {
 _MEBIBYTE = 1024 * 1024
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
 @calling
-def plugins(target: Target, output: OutputOption = Output.TABLE) -> None:
+def plugins(context: typer.Context, target: Target, output: OutputOption = Output.TABLE) -> None:
     """Show the plugins, what they serve, the processes that run them, and why one is not loaded.
 
     Asks the running service. If no service answers, it shows the installed plugins. Exit code 4 if a plugin, or a
     listing of one, is not served although it is installed.
     """
-    run(_plugins(target, output), output)
+    if context.invoked_subcommand is None:
+        run(_plugins(target, output), output)
 
 
 async def _plugins(target: Target, output: Output) -> None:
@@ -121,6 +125,7 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
     )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(plugins)
+def add_to(parent: typer.Typer) -> None:
+    """Add the command, with those for authors."""
+    app.callback()(plugins)
+    parent.add_typer(app, name="plugins")

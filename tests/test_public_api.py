@@ -22,6 +22,8 @@ EXPORTS: dict[str, set[str]] = {
         "ANSWER_LIMIT",
         "API_VERSION",
         "ASSET_CLASSES",
+        "CASH",
+        "HOLDING",
         "Account",
         "AccountUnknown",
         "AddressNotAllowed",

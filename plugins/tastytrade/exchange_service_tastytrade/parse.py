@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from exchange_service.plugin_api import (
+    CASH,
     AssetBalance,
     Secret,
     Summary,
@@ -230,7 +231,9 @@ def _not_negative(figure: Decimal | None) -> Decimal | None:
 
 
 def _row(summary: Summary) -> AssetBalance:
-    return AssetBalance(summary.currency, total=summary.total, free=summary.available, used=summary.margin_used)
+    return AssetBalance(
+        summary.currency, total=summary.total, free=summary.available, used=summary.margin_used, kind=CASH
+    )
 
 
 def _required_figure(entry: Mapping[str, Any], key: str) -> Decimal:

@@ -92,7 +92,12 @@ from exchange_service.plugin_kit.payload import (
 )
 from exchange_service.plugin_kit.push import PushLanguage, Socket, Subscription, subscribed
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
+from exchange_service.plugin_kit.several_accounts import (
+    combined_summary,
+    gather_accounts,
+    read_account_list,
+    split_accounts,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import beside_the_loop
 
@@ -178,6 +183,7 @@ __all__ = [
     "required_text",
     "retry_after",
     "seconds",
+    "split_accounts",
     "subscribed",
     "text",
     "wallet_address",

@@ -99,6 +99,7 @@ EXPORTS: dict[str, set[str]] = {
         "required_text",
         "retry_after",
         "seconds",
+        "split_accounts",
         "subscribed",
         "text",
         "wallet_address",

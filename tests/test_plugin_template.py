@@ -15,7 +15,7 @@ from exchange_service.cli import app
 # A project's checks start several interpreters, and a busy machine is slow.
 pytestmark = pytest.mark.timeout(300)
 
-FLAVOURS = ("token", "signed", "wallet")
+FLAVOURS = ("token", "signed", "wallet", "push")
 
 
 def new(*arguments: object, code: int = 0) -> str:

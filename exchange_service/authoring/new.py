@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from exchange_service.venues.registry import load_registry
 TEMPLATES = Path(__file__).parent / "template"
 # One that the names of a distribution and of a package can hold too: it does not end with a separator.
 _ID = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?\Z")
-_INSTALL = "Install it with `pip install 'exchange-service[authoring]'`."
 
 
 class NotCreated(Exception):
@@ -49,9 +49,12 @@ def create_project(
     folder = (into or Path(f"exchange-service-{name}")).resolve()
     _require_empty(folder)
     notes = _find_claims(name, force=force)
-    copier = _import_copier()
+    require_copier()
+    from copier import run_copy
+    from copier.errors import CopierError
+
     try:
-        copier.run_copy(
+        run_copy(
             str(TEMPLATES / f"v{newest_version()}"),
             folder,
             data={"name": name, **answers},
@@ -59,7 +62,7 @@ def create_project(
             user_defaults=_guess_author(),
             quiet=True,
         )
-    except (copier.CopierError, ValueError) as error:
+    except (CopierError, ValueError) as error:
         raise NotCreated(f"No project was made: {_describe(error)}") from None
     return NewProject(folder, notes)
 
@@ -105,21 +108,13 @@ def _find_claims(name: str, *, force: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _import_copier() -> Any:
-    try:
-        import copier
-        import copier.errors
-    except ImportError:
-        raise NotCreated(f"Copier is not installed, which renders the template. {_INSTALL}") from None
-    return _Copier(copier.run_copy, copier.errors.CopierError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Copier:
-    """What is used of Copier."""
-
-    run_copy: Any
-    CopierError: type[Exception]
+def require_copier() -> None:
+    """Raise NotCreated if Copier is not installed."""
+    if find_spec("copier") is None:
+        raise NotCreated(
+            "Copier is not installed, which renders the template. Install it with "
+            "`pip install 'exchange-service[authoring]'`."
+        )
 
 
 def _guess_author() -> dict[str, str]:

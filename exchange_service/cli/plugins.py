@@ -127,5 +127,9 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
 
 def add_to(parent: typer.Typer) -> None:
     """Add the command, with those for authors."""
+    from exchange_service.cli import plugin_new, plugin_update
+
     app.callback()(plugins)
+    app.command()(plugin_new.new)
+    app.command()(plugin_update.update)
     parent.add_typer(app, name="plugins")

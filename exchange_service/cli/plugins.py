@@ -127,5 +127,8 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
 
 def add_to(parent: typer.Typer) -> None:
     """Add the command, with those for authors."""
+    from exchange_service.cli import plugin_try
+
     app.callback()(plugins)
+    plugin_try.add_to(app)
     parent.add_typer(app, name="plugins")

@@ -38,6 +38,7 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
 _OF_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]")
 _UNICODE = re.compile(r"\\+u([0-9A-Fa-f]{4})")
 _ESCAPE = re.compile(r"\\+([\"'\\/bfnrt])")
+_ONE_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|[\"'\\/bfnrt])")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 # Characters of one line that are searched, and that are shown.
 _LONGEST_LINE, _WIDEST = 64 * 1024, 400
@@ -205,9 +206,18 @@ def _unescaped(text: str) -> Iterator[str]:
         plain = _UNICODE.sub(lambda match: chr(int(match[1], 16)), text)
         plain = plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         yield plain
+        # One level of escapes, as a reader of JSON takes it; then all levels at once.
+        yield _ONE_ESCAPE.sub(lambda match: _unescape(match[1]), text)
         yield _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), plain)
     if "&" in text:
         yield html.unescape(text)
+
+
+def _unescape(escape: str) -> str:
+    """The character of an escape, without its backslash; half of a pair becomes a mark."""
+    if len(escape) == 1:
+        return _ESCAPED.get(escape, escape)
+    return chr(int(escape[1:], 16)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _decoded_runs(text: str) -> Iterator[str]:

@@ -30,9 +30,11 @@ CHOSEN: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "Test the exchange-service plugin whose entry point has this name; can be repeated."
+    text = (
+        "Test the exchange-service plugin whose entry point has this name, or that is in this folder; can be repeated."
+    )
     group = parser.getgroup("exchange-service")
-    group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME", help=text)
+    group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME|FOLDER", help=text)
     parser.addini("exchange_plugin", text, type="args", default=[])
 
 

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
         *{"startup_checks", "streams", "venue_gate", "venues", "web"},
     },
+    "authoring": {"model", "plugin_api", "testing", "venues"},
     "balances": {
         *{"cache", "clock", "credentials", "deadlines", "errors", "identity", "model", "observability", "tasks"},
         *{"recently_used", "venues", "wire"},
@@ -41,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
             "accounts",
             "amounts",
             "app",
+            "authoring",
             "balances",
             "cache",
             "client",

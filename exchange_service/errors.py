@@ -179,6 +179,8 @@ class CredentialInvalid(VenueError):
     """A field of the stored credential is missing, or the plugin does not accept it."""
 
     reason = "CREDENTIAL_INVALID"
+    # The field of the credential that is missing, if `required_text` has missed one.
+    missing_field: str = ""
 
 
 class CredentialRejected(VenueError):
@@ -321,6 +323,8 @@ class PluginFailed(HostError):
 
     reason = "PLUGIN_FAILED"
     transient = True
+    # For the service's log alone: what is wrong, and what the plugin's author should write. Empty: the text says it.
+    problem: str = ""
 
 
 class PluginUnavailable(HostError):

@@ -180,7 +180,10 @@ class RateLimit:
         numbers = {name: getattr(self, name) for name in ("count", "seconds", "cost")}
         for name, number in [*numbers.items(), *(("costs", cost) for cost in self.costs.values())]:
             if not isinstance(number, int) or isinstance(number, bool):
-                raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}")
+                raise WrongValue(
+                    f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}: multiply "
+                    "count, seconds and cost by the same number until all are whole"
+                )
             if number < 1:
                 raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more")
         if max((self.cost, *self.costs.values())) > self.count:
@@ -344,7 +347,10 @@ def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
         if amount is None or name in skip:
             continue
         if not isinstance(amount, Decimal):
-            raise WrongType(f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}")
+            raise WrongType(
+                f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}: read it by "
+                "`amount` or `required_amount`, which keep the venue's digits"
+            )
         if not amount.is_finite():
             raise WrongValue(f"{type(value).__name__}.{name} must be a finite number")
         if abs(amount.adjusted()) > _LARGEST_POWER or len(amount.as_tuple().digits) > _MOST_DIGITS:
@@ -419,7 +425,9 @@ class VenueAccount:
 
     def __post_init__(self) -> None:
         if self.error is not None and (self.assets or self.summary):
-            raise WrongValue("a VenueAccount has either figures or an error")
+            raise WrongValue(
+                "a VenueAccount has either figures or an error: leave assets and summary out beside an error"
+            )
 
     @property
     def identity(self) -> tuple[str, str, str]:

@@ -173,6 +173,8 @@ __all__ = [
 
 # The version of this page. It rises when a plugin written for the version before would break.
 API_VERSION = 1
+# The versions whose plugins this release serves; docs/plugin-reference.md says for how long.
+SERVED_API_VERSIONS = (1,)
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -241,4 +241,5 @@ def test_the_entry_point_groups_keep_their_names() -> None:
     assert {point.name for point in entry_points(group="exchange_service.simulators")} >= {"oanda"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"exchange-service": "exchange_service.cli:main"}
-    assert project["entry-points"]["pytest11"] == {"exchange_service": "exchange_service.pytest_plugin"}
+    kit = tomllib.loads((ROOT / "packages" / "exchange-service-plugin" / "pyproject.toml").read_text())["project"]
+    assert kit["entry-points"]["pytest11"] == {"exchange_service": "exchange_service.pytest_plugin"}

@@ -29,7 +29,8 @@ from tests.harness import USER, ScriptedPlugin, loaded, serving
 
 # What a sentence has beside what is wrong: the right form, or where it is found.
 _WHAT_TO_WRITE = re.compile(
-    r"[Ww]rite |Did you mean|Its hooks are|must be|All that a plugin imports|read |should ask|give each|end each way|in [\w.]+, line"
+    r"[Ww]rite |Did you mean|Its hooks are|must be|All that a plugin imports|read |should ask|give each|end each way|"
+    r"in [\w.]+, line"
 )
 
 

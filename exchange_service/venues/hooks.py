@@ -58,6 +58,10 @@ _RULES = {
 }
 
 
+# How each hook is written.
+HOOK_FORMS = {name: rule.form for name, rule in _RULES.items()}
+
+
 class WrongHooks(Exception):
     """The hooks of a plugin are not what the plugin API says; the text is a sentence for its author."""
 

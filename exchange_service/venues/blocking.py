@@ -19,7 +19,7 @@ LONGEST_STEP = 0.5
 _BETWEEN_LOOKS = 0.1
 # Looks without a step before the thread waits for the next one.
 _IDLE_LOOKS = 50
-# Places that a line in the log names, innermost last.
+# Lines of code that the log names, innermost last.
 _MOST_PLACES = 4
 # What its author reads.
 BLOCKS = (

@@ -62,7 +62,7 @@ class Secrets:
         return text in self._texts
 
     def add(self, name: str, text: str) -> None:
-        """Hold one more; an empty one is none."""
+        """Hold one more; an empty one is left out."""
         for part in _parts(text):
             if part not in self._texts:
                 self._texts[part] = name

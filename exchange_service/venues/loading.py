@@ -19,6 +19,7 @@ from exchange_service import plugin_api
 from exchange_service.model import Manifest, ModelError, PluginInfo
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.hooks import hook_fault
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
 
 # Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
@@ -40,7 +41,7 @@ class LoadedPlugin:
 
     `manager` is None if none of the plugin's code is loaded in this process. `own_process`: the plugin reads accounts
     in a process of its own. `third_party`: it does so, and is not made by this project. `refreshes`: it has the hook
-    refresh_manifest.
+    refresh_manifest. `interpreter`: what runs its process, if that is not the service's own.
     """
 
     info: PluginInfo
@@ -50,6 +51,7 @@ class LoadedPlugin:
     own_process: bool = False
     third_party: bool = False
     refreshes: bool = False
+    interpreter: Interpreter | None = None
 
     @property
     def ours(self) -> bool:

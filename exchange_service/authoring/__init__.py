@@ -1,1 +1,1 @@
-"""What the commands for plugin authors do: `exchange-service plugins new`, and those that follow it."""
+"""What the commands for plugin authors do."""

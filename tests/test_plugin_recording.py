@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import importlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +35,9 @@ from exchange_service.authoring.trying import (
 from exchange_service.model import Balance, Credential
 from exchange_service.testing import LoopbackVenue, Recording, recorded, venue_call
 from exchange_service.testing.projects import find_project
+from exchange_service.testing.witnesses import payload_witness, read_payload
 from exchange_service.wire.balances import read_fetched
+from tests.test_docs import write_documented_plugin
 from tests.test_plugin_try import SECRETS, encodings, run_try, write_project
 
 SECRET = "s3cr3t/+key==(a+)+$"
@@ -140,7 +145,7 @@ class TestRealPlugins:
         assert sorted(path.name for path in folder.iterdir()) == [
             "01-get-v3-accounts.json",
             "02-get-v3-accounts-id-summary.json",
-            "index.json",
+            "index.jsonl",
         ]
         account = recorded(folder, "get-v3-accounts-id-summary")["account"]
         assert account["currency"] == "EUR"
@@ -148,6 +153,7 @@ class TestRealPlugins:
         assert account["balance"] != "25310.4426"
         assert recorded(folder, "01-get-v3-accounts.json")["accounts"][0]["id"] == account["id"]
         assert "7654321" not in all_text(folder)
+        assert payload_witness(folder / "01-get-v3-accounts.json").source == "an answer of OandaSimulator"
 
     async def test_a_recorded_answer_drives_fetch_balance_and_the_same_request_again_gets_it_again(
         self, tmp_path: Path
@@ -180,7 +186,7 @@ class TestReplacing:
         text = all_text(written.folder)
         for true in ("12345", "Alice", "Smith", "alice", "1234.56"):
             assert true not in text
-        first, second = (json.loads((written.folder / name).read_text()) for name in written.files)
+        first, second = (json.loads(read_payload(written.folder / name)) for name in written.files)
         account = first["accounts"][0]
         assert re.fullmatch(r"[A-Z]{2}-\d{5}-[A-Z]", account["account_id"])
         assert second["account"] == account["number"]
@@ -246,7 +252,9 @@ class TestRefusing:
         self, any_plugin: Path, tmp_path: Path
     ) -> None:
         bodies = {"/v1/a": {"rows": [{"balance": "1.50"}]}}
-        with pytest.raises(RecordingRefused, match=r"the secret api_key .* name of a field of rows\[\]") as refused:
+        with pytest.raises(
+            RecordingRefused, match=r"the secret api_key .* name of a field of answer\.rows\[\]"
+        ) as refused:
             await record(any_plugin, tmp_path / "out", bodies, "balance")
         assert "balance" not in str(refused.value)
         assert os.listdir(tmp_path) == ["project"]
@@ -330,8 +338,6 @@ class TestRefusing:
         assert "GET" not in done.stdout
 
     async def test_a_refused_recording_has_the_exit_code_for_a_person(self, tmp_path: Path) -> None:
-        import asyncio
-
         async with Answers({"/v1/holdings": {"holdings": [], "quantity": "quantity"}}) as venue:
             folder = write_project(
                 tmp_path / "p",
@@ -436,3 +442,46 @@ class TestReading:
             for answer in reversed(recording.answers):
                 async with session.post(f"{venue.url}/info", json=answer.body) as got:
                     assert await got.read() == answer.content
+
+
+class TestPage:
+    """docs/plugins.md shows what happens."""
+
+    PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+
+    def test_the_page_shows_what_the_command_prints_and_its_examples_read_what_was_recorded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "exchange-service-acme"
+        write_documented_plugin(folder)
+        monkeypatch.syspath_prepend(str(folder))
+        simulator = importlib.import_module("exchange_service_acme.simulator")
+        plugin = importlib.import_module("exchange_service_acme")
+
+        async def record() -> subprocess.CompletedProcess[str]:
+            async with simulator.AcmeSimulator() as venue:
+                arguments = (str(folder), "--url", venue.url, "--record", str(folder / "payloads" / "first"))
+                return await asyncio.to_thread(run_try, *arguments, stdin='{"api_key": "good-token-0123456789"}')
+
+        done = asyncio.run(record())
+        assert done.returncode == 0, done.stderr
+        shown = re.search(r"--url http://127\.0\.0\.1:9001\n(?P<text>plugin acme.*?)```", self.PAGE, re.DOTALL)
+        recorded_part = re.search(r"\.\.\.\n(?P<text>recorded 1 answer.*?)```", self.PAGE, re.DOTALL)
+        assert shown is not None
+        assert recorded_part is not None
+        assert _shape(done.stdout) == _shape(f"{shown['text']}\n{recorded_part['text']}")
+        monkeypatch.chdir(folder)
+        names = {"ACME": plugin.ACME, "parse": plugin.parse, "fetch_balance": plugin.fetch_balance}
+        for example in ("a recorded answer", "a played recording"):
+            code = re.search(rf"<!-- example: {example} -->\n```python\n(.*?)```", self.PAGE, re.DOTALL)
+            assert code is not None
+            exec(code[1], names)
+        names["test_a_recorded_answer_is_one_account"]()
+        asyncio.run(names["test_a_recording_becomes_a_balance"]())
+
+
+def _shape(text: str) -> list[str]:
+    """The lines without what differs each time: times, ports and folders."""
+    text = re.sub(r"\d+ ms", "0 ms", re.sub(r"127\.0\.0\.1:\d+", "host", text))
+    text = re.sub(r"\S*exchange-service-acme(?=/|\n)", "folder", text)
+    return [line.rstrip() for line in text.splitlines() if line.strip()]

@@ -23,10 +23,14 @@ Value: TypeAlias = Any
 
 
 def read(text: str) -> Value:
-    """The value of a JSON text: Members, lists, Numbers, texts, booleans and None. Raises ValueError or
+    """The value of a JSON text: Members, lists, Numbers, texts, booleans and None. Raises ValueError, also for NaN, or
     RecursionError."""
     make: Callable[[str], Number] = Number
-    return json.loads(text, parse_float=make, parse_int=make, parse_constant=make, object_pairs_hook=Members)
+    return json.loads(text, parse_float=make, parse_int=make, parse_constant=_refuse, object_pairs_hook=Members)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def write(value: Value, indent: str = "") -> str:

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -27,7 +28,7 @@ from exchange_service.authoring.masking import Secrets, credential_texts
 from exchange_service.authoring.trying import Trial
 from exchange_service.model import SECRET_FIELDS, Credential
 from exchange_service.observability.redaction import is_secret_name
-from exchange_service.testing.recordings import FORMAT, INDEX
+from exchange_service.testing.recordings import FORMAT, INDEX, read_index
 from exchange_service.venues.tap import SeenRequest
 
 # Random keys that are tried: an invented number may hold a short secret by chance.
@@ -100,9 +101,9 @@ def check_target(folder: Path, *, force: bool) -> None:
 
 def _is_recording(folder: Path) -> bool:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        named = {INDEX, *(answer["file"] for answer in index["answers"])}
-        return index["format"] == FORMAT and {path.name for path in folder.iterdir()} <= named
+        head, answers = read_index(folder)
+        named = {INDEX, *(answer["file"] for answer in answers)}
+        return head["format"] == FORMAT and {path.name for path in folder.iterdir()} <= named
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -164,9 +165,10 @@ def _find_secret(files: Mapping[str, str], secrets: Secrets) -> str:
             return f"the name of a file would hold the secret {found} of the credential"
         if not (found := secrets.found_in(text)):
             continue
-        for place, leaf in _leaves(exact_json.read(text), ""):
-            if inner := secrets.found_in(leaf):
-                return f"the secret {inner} of the credential is found in {name} at {place}"
+        for line in text.splitlines() if name == INDEX else (text,):
+            for place, leaf in _leaves(exact_json.read(line), ""):
+                if inner := secrets.found_in(leaf):
+                    return f"the secret {inner} of the credential is found in {name} at {place}"
         return f"the secret {found} of the credential is found in {name}"
     return ""
 
@@ -233,15 +235,14 @@ class _Writer:
         if any(seen.is_socket for seen in self._trial.requests):
             self._draft.notes.append("The messages of pushes are not recorded.")
         metadata = self._trial.listing.metadata
-        index = {
+        head = {
             "format": FORMAT,
             "exchange": metadata.id,
             "environment": self._trial.account.environment,
             "account_type": self._trial.account.account_type,
             "credential": credential,
-            "answers": entries,
         }
-        self._draft.files[INDEX] = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+        self._draft.files[INDEX] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *entries))
         return self._draft
 
     def _credential(self, credential: Credential) -> dict[str, Any]:
@@ -315,7 +316,9 @@ class _Writer:
             stored = json.dumps(self._free_text(value, name.removesuffix(".json"), whole=True), ensure_ascii=False)
         else:
             stored = exact_json.write(self._value(value, "", "", ""))
-        self._draft.files[name] = stored + "\n"
+        witness = json.dumps(_witness(self._trial, seen))
+        # `answer` is the last member, as every payload file has it.
+        self._draft.files[name] = f'{{\n"witness": {witness},\n"answer":\n{stored}\n}}\n'
         return {
             "file": name,
             "method": seen.method,
@@ -454,6 +457,13 @@ class _Writer:
     def _count(self, place: str, kind: Kind) -> None:
         if place != "the path":
             self._draft.counts[place or "the answer", kind] += 1
+
+
+def _witness(trial: Trial, seen: SeenRequest) -> str:
+    """Where the answer is known from; only the real venue proves anything."""
+    if trial.live:
+        return f"recorded: {urlsplit(seen.url).hostname}, {trial.environment}, {datetime.now(UTC):%Y-%m-%d}"
+    return f"unproven: an answer of {trial.source}"
 
 
 class _Text(str):

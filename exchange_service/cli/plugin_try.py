@@ -307,6 +307,9 @@ def _budget_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "the listing names no limits"
     for usage in budget["reported_usage"]:
         yield f"reported: {usage['used']} used in {usage['window_seconds']} s, reset in {usage['resets_after']:g} s"
+    for cost in budget["reported_costs"]:
+        window = f" of the limit of {cost['window_seconds']} s" if cost["window_seconds"] else ""
+        yield f"reported: {cost['units']} units{window} were really used"
     if budget["reported_cooldown"]:
         yield f"reported: no requests for {budget['reported_cooldown']:g} s"
 

@@ -18,10 +18,18 @@ from aiohttp import web
 from exchange_service.plugin_api import ExchangeMetadata, VenueCall, parse_json
 from exchange_service.testing.calls import venue_call
 from exchange_service.testing.venue import LoopbackVenue
+from exchange_service.testing.witnesses import read_payload
 
 # The file that says which answer belongs to which request, and the number of its form.
-INDEX = "index.json"
+INDEX = "index.jsonl"
 FORMAT = 1
+
+
+def read_index(folder: Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """The index of a recording: its first line is of the whole, each other one of an answer. Raises OSError or
+    ValueError."""
+    head, *answers = map(json.loads, (folder / INDEX).read_text(encoding="utf-8").splitlines())
+    return head, answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +68,14 @@ class Recording:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            if index["format"] != FORMAT:
+            head, answers = read_index(self.folder)
+            if head["format"] != FORMAT:
                 raise ValueError(f"{self.folder} is a recording of another form: record it again")
-            self.exchange_id: str = index["exchange"]
-            self.environment: str = index["environment"]
-            self.account_type: str = index["account_type"]
-            self._row: Mapping[str, Any] = index["credential"]
-            self.answers = tuple(self._answer(entry) for entry in index["answers"])
+            self.exchange_id: str = head["exchange"]
+            self.environment: str = head["environment"]
+            self.account_type: str = head["account_type"]
+            self._row: Mapping[str, Any] = head["credential"]
+            self.answers = tuple(self._answer(entry) for entry in answers)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} is not a recording: {type(error).__name__}") from error
 
@@ -81,7 +89,7 @@ class Recording:
             entry["status"],
             entry["headers"],
             entry["form"],
-            (self.folder / entry["file"]).read_bytes(),
+            read_payload(self.folder / entry["file"]),
         )
 
     @property

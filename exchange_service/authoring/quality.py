@@ -698,8 +698,9 @@ def count_unproven(evidence: Evidence) -> int:
 
 
 def _seen_live(evidence: Evidence) -> str:
-    """Whether an answer of the real venue, or of its sandbox, was recorded by the plugin's author."""
-    return "no"
+    """Where an answer of the real venue was recorded, and when: its host, environment and day; else "no"."""
+    witnesses = [witness for witness in evidence.payloads.values() if isinstance(witness, Witness)]
+    return next((witness.source for witness in reversed(witnesses) if witness.kind == "recorded"), "no")
 
 
 def _needs_folder() -> Judgement:

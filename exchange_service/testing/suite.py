@@ -9,7 +9,7 @@ from typing import Any
 from exchange_service import pytest_plugin
 from exchange_service.plugin_api import Manifest
 from exchange_service.testing.contract import ListingContract, PluginContract
-from exchange_service.testing.projects import find_project
+from exchange_service.testing.projects import PluginProject, find_project, project_name
 from exchange_service.testing.venue import DemoVenue
 from exchange_service.venues.loading import SIMULATOR_GROUP
 from exchange_service.venues.manifests import manifest_faults
@@ -51,10 +51,21 @@ def _fail_without_simulator(self: Any) -> None:
 
 
 def _collect() -> Iterator[type]:
-    for name in pytest_plugin.CHOSEN:
-        project = find_project(name)
-        simulators = [point.load() for point in project.simulators]
-        yield from suites(project.point.load(), {venue.exchange_id: venue for venue in simulators})
+    for wanted in pytest_plugin.CHOSEN:
+        project = _find(wanted)
+        venues = [point.load() for point in project.simulators]
+        yield from suites(project.point.load(), {venue.exchange_id: venue for venue in venues})
+
+
+def _find(wanted: str) -> PluginProject:
+    """The plugin of this name or folder. The project that is tested comes before an installed plugin of its name."""
+    for root in pytest_plugin.ROOT:
+        if project_name(root) == wanted:
+            return find_project(str(root))
+        if (root / wanted / "pyproject.toml").is_file():
+            # In pytest's settings a folder is meant from there.
+            return find_project(str(root / wanted))
+    return find_project(wanted)
 
 
 globals().update({suite.__name__: suite for suite in _collect()})

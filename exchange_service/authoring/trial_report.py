@@ -106,8 +106,7 @@ def _budget(trial: Trial) -> dict[str, Any]:
         ],
         "reported_cooldown": reports.cooldown,
         "reported_costs": [
-            {"window_seconds": window or None, "units": units}
-            for window, units in sorted(reports.costs.items())
+            {"window_seconds": window or None, "units": units} for window, units in sorted(reports.costs.items())
         ],
     }
 

@@ -46,6 +46,8 @@ from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
     ANSWER_LIMIT,
     ASSET_CLASSES,
+    CASH,
+    HOLDING,
     PRODUCTION,
     SANDBOX,
     SECRET_FIELDS,
@@ -76,17 +78,26 @@ from exchange_service.plugin_kit.payload import (
     as_list,
     as_object,
     check_unique,
+    iso_time,
     milliseconds,
     parse_amount,
     parse_json,
     required_amount,
+    required_iso_time,
     required_milliseconds,
+    required_seconds,
     retry_after,
+    seconds,
     text,
 )
 from exchange_service.plugin_kit.push import PushLanguage, Socket, Subscription, subscribed
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
+from exchange_service.plugin_kit.several_accounts import (
+    combined_summary,
+    gather_accounts,
+    read_account_list,
+    split_accounts,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import beside_the_loop
 
@@ -95,6 +106,8 @@ __all__ = [
     "ANSWER_LIMIT",
     "API_VERSION",
     "ASSET_CLASSES",
+    "CASH",
+    "HOLDING",
     "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
@@ -153,6 +166,7 @@ __all__ = [
     "gather_accounts",
     "hookimpl",
     "hookspec",
+    "iso_time",
     "milliseconds",
     "parse_amount",
     "parse_json",
@@ -163,20 +177,28 @@ __all__ = [
     "require_account",
     "require_same_accounts",
     "required_amount",
+    "required_iso_time",
     "required_milliseconds",
+    "required_seconds",
     "required_text",
     "retry_after",
+    "seconds",
+    "split_accounts",
     "subscribed",
     "text",
     "wallet_address",
 ]
 
-# The version of this page. It rises when a plugin written for the version before would break.
+# The version of this page. It rises when a plugin that was written for the version before would break. Write the number
+# itself into a manifest.
 API_VERSION = 1
+# The versions whose plugins this release serves; docs/plugin-reference.md says for how long.
+SERVED_API_VERSIONS = (1,)
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
+# Marks the declarations of hooks on this page. A plugin does not need it.
 hookspec = pluggy.HookspecMarker("exchange_service")
 
 # A hook as a type checker accepts it. One of another form is refused by the service too, when it is loaded.
@@ -196,6 +218,7 @@ class _HookMarker(Protocol):
         """Mark the function as a hook."""
 
 
+# Marks a function of a plugin as a hook: write `@hookimpl` in the line above it.
 hookimpl: _HookMarker = pluggy.HookimplMarker("exchange_service")
 
 
@@ -301,21 +324,23 @@ class Http(Protocol):
 class VenueCall:
     """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
 
-    # The listing, and the user's account there.
+    # The listing.
     exchange: ExchangeMetadata
+    # The user's account there, with the account type that the caller asks for.
     account: Account
     # The venue's environment: the request's, or the sandbox if the stored metadata hold `"sandbox": true`.
     environment: Environment
-    # What the user stored. Reveal secrets where they are used; keep them in `account_state` only.
+    # What the user stored. Reveal secrets where they are used; keep them in account_state only.
     credential: Credential = field(repr=False)
-    # `http` is for the account's own answers, up to the listing's `answer_limit`; `public_http` for public market data,
-    # up to its `public_answer_limit`.
+    # For the account's own answers, up to the listing's answer_limit.
     http: Http = field(repr=False)
+    # For public market data, up to the listing's public_answer_limit.
     public_http: Http = field(repr=False)
     # The event loop's time, in seconds, at which the host ends the call; infinite for a watch.
     deadline: float
-    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account.
+    # Shared by all accounts of the plugin.
     plugin_state: State = field(repr=False)
+    # Of this account alone, whatever account type is asked for.
     account_state: State = field(repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
@@ -364,6 +389,20 @@ class VenueCall:
         `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
+
+    def report_cost(self, units: int, seconds: int | None = None) -> None:
+        """Report what reading this balance has really used so far, where that depends on the answer, as on its pages.
+
+        `units` are those of the listing's `RateLimit` whose window has `seconds`; None: of each of its limits. What is
+        beyond the limit's `cost` is charged at once: later calls wait for it, and this one goes on. Less gives nothing
+        back. Of several reports in one call the greatest counts, so report the sum so far. Nothing happens if no limit
+        has this window. Raises as `report_usage` does.
+        """
+        used = min(math.ceil(_at_least_zero(units)), _MOST_UNITS)
+        window = 0 if seconds is None else int(_at_least_zero(seconds))
+        if seconds is None or any(limit.seconds == window for limit in self.exchange.limits):
+            self.reports.costs[window] = max(used, self.reports.costs.get(window, 0))
+            self.reports.on_report()
 
     async def compute(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """What the plain function `work` makes of an answer: `await call.compute(parse.account, payload)`.

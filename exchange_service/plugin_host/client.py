@@ -377,7 +377,7 @@ def _revalidate(fetched: FetchedBalance, listing: Listing) -> FetchedBalance:
         balance = read_fetched(fetched)
         problem = shape_error(balance, listing.metadata)
         if problem:
-            raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem}.")
+            raise PluginFailed(f"The plugin {name} answered with a wrong balance: {problem.partition(': ')[0]}.")
         return fetched_balance(balance)
     except (TypeError, ValueError, ArithmeticError, AttributeError):
         raise PluginFailed(f"The plugin {name} answered with something that is not a balance.") from None

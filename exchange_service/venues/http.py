@@ -55,6 +55,7 @@ from exchange_service.venues.sockets import (
     VenueSocket,
     read_lines,
 )
+from exchange_service.venues.tap import HttpTap
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -69,6 +70,8 @@ _LARGE_BODY = 64 * 1024
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
 # A WebSocket begins as a request of HTTP, so its scheme is another name for HTTP's.
 _SCHEMES = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
+# What the plugin's author should write in place of something that is not an HTTP address.
+WHOLE_ADDRESS = 'Write call.url() + "/v1/..." in the plugin, with the slash behind the host.'
 # From this status on an answer is not what was asked for.
 _REFUSED = 300
 _USER_AGENT = "exchange-service"
@@ -227,7 +230,17 @@ class _Reach:
         host, scheme = (url.host or "").lower(), _SCHEMES.get(url.scheme, url.scheme)
         if (scheme, host, url.port) in self.origins:
             return
-        raise PluginFailed(f"The plugin for {self.venue} {self._difference(scheme, host, url.port)}")
+        raise PluginFailed(
+            f"The plugin for {self.venue} {self._difference(scheme, host, url.port)}", advice=self._advice(scheme, host)
+        )
+
+    def _advice(self, scheme: str, host: str) -> str | None:
+        """What the plugin's author should write, if the URL shows the mistake."""
+        if not scheme or not host:
+            return WHOLE_ADDRESS
+        if any(name and host != name and host.startswith(name) for _, name, _ in self.origins):
+            return 'A slash is missing behind the host: write call.url() + "/v1/..." in the plugin.'
+        return None
 
     def _difference(self, scheme: str, host: str, port: int | None) -> str:
         if scheme and scheme not in _SCHEMES:
@@ -384,7 +397,9 @@ def _translated_failures(venue: str) -> Iterator[None]:
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise PluginFailed(f"The plugin for {venue} asked for something that is not an HTTP address.") from None
+        raise PluginFailed(
+            f"The plugin for {venue} asked for something that is not an HTTP address.", advice=WHOLE_ADDRESS
+        ) from None
     except aiohttp.ClientError:
         raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None
 
@@ -464,7 +479,7 @@ class VenueHttp:
             self._reach.check(sent)
         except ValueError:
             raise PluginFailed(
-                f"The plugin for {self._venue} asked for something that is not an HTTP address."
+                f"The plugin for {self._venue} asked for something that is not an HTTP address.", advice=WHOLE_ADDRESS
             ) from None
         return sent
 
@@ -562,8 +577,10 @@ def open_http(
     by_operator: bool,
     public: bool,
     resolver: AbstractResolver | None,
+    tap: HttpTap | None = None,
 ) -> VenueHttp:
     """A new session that reaches the hosts of these `urls` and no others; see `VenueHttpPool.http`."""
+    socket_class = pushes.socket_class()
     origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
     reach = _Reach(exchange.name, origins, by_operator=by_operator)
     limit = exchange.public_answer_limit if public else exchange.answer_limit
@@ -576,7 +593,8 @@ def open_http(
         ),
         request_class=_bound_request(reach),
         response_class=_bounded_response(exchange.name, limit, public=public),
-        ws_response_class=pushes.socket_class(),
+        ws_response_class=socket_class if tap is None else tap.socket_class(socket_class),
+        trace_configs=None if tap is None else tap.trace_configs(),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),

@@ -169,7 +169,7 @@ def _choose_elsewhere(settings: Settings) -> tuple[dict[str, PluginElsewhere], l
     problems = []
     for name, found in find_elsewhere(settings.plugin_interpreters).items():
         if isinstance(found, InterpreterUnusable):
-            problems.append(PluginProblem(_presumed(name), str(found), advice=found.advice))
+            problems.append(PluginProblem(_presumed(name), str(found), detail=found.detail))
             continue
         # As among those that are installed beside the service: ours first, then by the distribution's name.
         for candidate in sorted(found, key=lambda item: (item.info.distribution not in OURS, item.info.distribution)):

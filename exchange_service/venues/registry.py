@@ -34,17 +34,17 @@ _MOST_IDS = 8
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
     """Why a plugin, or one of its listings, is not served; a `notice` says what an operator should know of one that
-    is. `advice` is for operators alone: it may name paths of this machine."""
+    is. `detail` is for operators alone: it may name paths of this machine."""
 
     plugin: PluginInfo
     reason: str
     notice: bool = False
-    advice: str = ""
+    detail: str = ""
 
     @property
     def for_operators(self) -> str:
-        """The reason, and what to do about it."""
-        return f"{self.reason} {self.advice}".rstrip()
+        """The reason with its detail."""
+        return f"{self.reason} {self.detail}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +318,8 @@ def load_registry(
             else:
                 plugins.append(_load_placed(point, place(info)))
         except PluginRejected as rejection:
-            advice = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
-            problems.append(PluginProblem(info, str(rejection), advice=advice))
+            detail = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
+            problems.append(PluginProblem(info, str(rejection), detail=detail))
     return Registry(plugins, problems, choices, third_party)
 
 

@@ -314,9 +314,14 @@ class VenueCall:
     public_http: Http = field(repr=False)
     # The event loop's time, in seconds, at which the host ends the call; infinite for a watch.
     deadline: float
-    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account.
+    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account. `key_state` is
+    # shared by the accounts whose stored credential has the same key and secrets at the venue's environment, whichever
+    # users they are of: for a sequence of nonces, or a token that a second login would end. It lives while one of them
+    # is in use. Other processes and replicas do not share it: what a venue wants of all of them together, such as
+    # rising nonces, has to come from the clock.
     plugin_state: State = field(repr=False)
     account_state: State = field(repr=False)
+    key_state: State = field(repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
     # What this call has reported of the venue's limits.

@@ -24,12 +24,13 @@ async def venue_call(
     account_type: str = "",
     timeout: float = 5.0,
     plugin_state: State | None = None,
+    key_state: State | None = None,
 ) -> AsyncIterator[VenueCall]:
     """The call that the service would make for this credential, with a real guarded session.
 
     Its many parameters are keywords that tests choose from. `override` is the simulator's URL, `timeout` the seconds
-    until the deadline. State and sessions are closed at the end, but not a `plugin_state` that is given. Raises
-    ValueError if the listing has no such environment.
+    until the deadline. State and sessions are closed at the end, but not a `plugin_state` or `key_state` that is given.
+    Raises ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
     if venue_environment is None:
@@ -37,6 +38,7 @@ async def venue_call(
     pool = VenueHttpPool(timeout=timeout)
     account_state = State()
     own_plugin_state = plugin_state or State()
+    own_key_state = key_state or State()
     deadline = asyncio.get_running_loop().time() + timeout
     target = (exchange, venue_environment, override)
     try:
@@ -50,10 +52,13 @@ async def venue_call(
             deadline=deadline,
             plugin_state=own_plugin_state,
             account_state=account_state,
+            key_state=own_key_state,
             override=override,
         )
     finally:
         await account_state.close()
+        if key_state is None:
+            await own_key_state.close()
         if plugin_state is None:
             await own_plugin_state.close()
         await pool.close()

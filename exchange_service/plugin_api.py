@@ -19,6 +19,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import pluggy
@@ -60,6 +61,7 @@ from exchange_service.model import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PluginSetting,
     PushLimits,
     RateLimit,
     Secret,
@@ -119,6 +121,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PluginSetting",
     "PrivateKey",
     "PushLanguage",
     "PushLimits",
@@ -322,6 +325,9 @@ class VenueCall:
     plugin_state: State = field(repr=False)
     account_state: State = field(repr=False)
     key_state: State = field(repr=False)
+    # What the operator has set for the plugin, by the names of the manifest's `settings`, defaults included: a text, a
+    # bool, an int or a Decimal, or a Secret. A setting without a value and without a default is absent.
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
     # What this call has reported of the venue's limits.

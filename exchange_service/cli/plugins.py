@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from exchange_service.cli import tables
+from exchange_service.cli import plugin_settings, tables
 from exchange_service.cli.calls import OutputOption, Target, calling
 from exchange_service.cli.flags import read_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, messages, plain, run
@@ -128,4 +128,6 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
 def add_to(parent: typer.Typer) -> None:
     """Add the command, with those for authors."""
     app.callback()(plugins)
+    app.command()(plugin_settings.seal)
+    app.command("settings")(plugin_settings.show_settings)
     parent.add_typer(app, name="plugins")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import structlog
 
@@ -24,6 +27,7 @@ from exchange_service.printable import printable
 from exchange_service.settings import Settings
 from exchange_service.venues.loading import OURS, installed_plugins, is_recorded, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
+from exchange_service.venues.plugin_settings import OperatorSettings
 from exchange_service.venues.registry import (
     Placement,
     PluginProblem,
@@ -31,6 +35,7 @@ from exchange_service.venues.registry import (
     ThirdPartyManifests,
     load_registry,
 )
+from exchange_service.venues.setting_values import SettingRefused
 
 # Of ours the one whose library takes seconds to import and megabytes to parse.
 _HEAVY = frozenset({"exchange-service-ccxt-generic"})
@@ -138,8 +143,9 @@ def _place(info: PluginInfo, settings: Settings) -> Placement:
     return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
 
 
-def open_registry(settings: Settings) -> Registry:
-    """Every installed plugin, as the settings place them."""
+def open_registry(settings: Settings, *, stand_ins: Mapping[str, Mapping[str, Any]] | None = None) -> Registry:
+    """Every installed plugin, as the settings place them. `stand_ins`: by distribution, values that its plugins get in
+    place of those of `plugin_settings`."""
     points, refused = _separate(installed_plugins(), lambda point: reason_to_refuse(point, settings))
     points, left_out = one_of_each_name(points)
     left_out += refused
@@ -150,7 +156,20 @@ def open_registry(settings: Settings) -> Registry:
         choices=settings.exchange_plugins,
         place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
+        settings=OperatorSettings(
+            settings.plugin_settings, partial(_open_sealed, settings), os.environ, dict(stand_ins or {})
+        ),
     )
+
+
+def _open_sealed(settings: Settings, plugin: str, setting: str, text: str) -> str:
+    # Late: most services have no sealed settings, and the keys' library takes its time to import.
+    from exchange_service.credentials.sealed_settings import SettingUnreadable, open_setting
+
+    try:
+        return open_setting(text, plugin, setting, settings)
+    except SettingUnreadable as unreadable:
+        raise SettingRefused(str(unreadable)) from None
 
 
 class _Manifests:

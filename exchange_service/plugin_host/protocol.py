@@ -17,7 +17,7 @@ from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean.
-PROTOCOL = 7
+PROTOCOL = 8
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 # The limits of one call that are believed: far more than any venue has.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 from exchange_service.plugin_api import Account, Credential, ExchangeMetadata, Secret, State, VenueCall
@@ -25,12 +26,14 @@ async def venue_call(
     timeout: float = 5.0,
     plugin_state: State | None = None,
     key_state: State | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[VenueCall]:
     """The call that the service would make for this credential, with a real guarded session.
 
     Its many parameters are keywords that tests choose from. `override` is the simulator's URL, `timeout` the seconds
-    until the deadline. State and sessions are closed at the end, but not a `plugin_state` or `key_state` that is given.
-    Raises ValueError if the listing has no such environment.
+    until the deadline. `settings` are the values of the operator's settings as the plugin gets them: a secret is a
+    `Secret`. State and sessions are closed at the end, but not a `plugin_state` or `key_state` that is given. Raises
+    ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
     if venue_environment is None:
@@ -53,6 +56,7 @@ async def venue_call(
             plugin_state=own_plugin_state,
             account_state=account_state,
             key_state=own_key_state,
+            settings=MappingProxyType(dict(settings or {})),
             override=override,
         )
     finally:

@@ -11,7 +11,15 @@ from functools import partial
 from importlib.metadata import EntryPoint
 
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
-from exchange_service.model import ALL_ACCOUNT_TYPES, SANDBOX, Account, ExchangeMetadata, Manifest, PluginInfo
+from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
+    SANDBOX,
+    Account,
+    ExchangeMetadata,
+    Manifest,
+    PluginInfo,
+    PluginSetting,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.loading import (
     LoadedPlugin,
@@ -22,6 +30,8 @@ from exchange_service.venues.loading import (
 )
 from exchange_service.venues.lookalikes import shape
 from exchange_service.venues.manifests import ManifestReply, PluginRejected, refreshed_manifest, validate_manifest
+from exchange_service.venues.plugin_settings import OperatorSettings
+from exchange_service.venues.setting_values import SettingValues
 
 # Longer than this is no slip of the pen for any id, and the search takes longer the longer the text is.
 _LONGEST_SLIP = 40
@@ -69,6 +79,10 @@ class ThirdPartyManifests:
     refresh: Callable[[PluginInfo], Awaitable[Manifest | None]]
 
 
+# The values of a plugin that declares these settings; PluginRejected if the operator's do not fit.
+SettingsOfPlugins = Callable[[PluginInfo, Sequence[PluginSetting]], SettingValues]
+
+
 class Registry:
     """The loaded plugins, and the listings that they serve."""
 
@@ -78,9 +92,15 @@ class Registry:
         problems: Iterable[PluginProblem] = (),
         choices: Mapping[str, str] | None = None,
         third_party: ThirdPartyManifests | None = None,
+        settings: SettingsOfPlugins | None = None,
+        declared: Mapping[PluginInfo, tuple[PluginSetting, ...]] | None = None,
     ) -> None:
         self.plugins = tuple(plugins)
         self._third_party = third_party
+        self._settings = settings
+        # What the operator can set, of each plugin whose manifest was read: also of one that is not loaded because its
+        # settings are wrong.
+        self.declared = dict(declared or {})
         self._load_problems = tuple(problems)
         self._choices = dict(choices or {})
         # Rises whenever the listings may have changed: what was computed from them is then out of date.
@@ -190,9 +210,17 @@ class Registry:
         """Ask each plugin that may have one for a newer manifest, and merge the listings again after each."""
         for plugin in self.plugins:
             manifest = await self._refreshed_manifest(plugin)
-            if manifest is not None:
+            if manifest is None:
+                continue
+            try:
+                if self._settings is not None:
+                    plugin.use_settings(self._settings(plugin.info, manifest.settings))
                 plugin.manifest = manifest
-                self._merge()
+            except PluginRejected as rejection:
+                # It serves on with the manifest and the settings that it has.
+                reason = f"Its newer manifest is not used. {rejection}"
+                self._load_problems = (*self._load_problems, PluginProblem(plugin.info, reason, notice=True))
+            self._merge()
 
     async def _refreshed_manifest(self, plugin: LoadedPlugin) -> Manifest | None:
         if plugin.manager is not None:
@@ -204,7 +232,7 @@ class Registry:
     async def close(self) -> None:
         """Close the plugins' shared state."""
         for plugin in self.plugins:
-            await plugin.state.close()
+            await plugin.close()
 
 
 def _without_lookalikes(claims: Sequence[Listing]) -> tuple[list[Listing], list[PluginProblem]]:
@@ -288,11 +316,13 @@ def load_registry(
     place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
     third_party: ThirdPartyManifests | None = None,
     left_out: Iterable[PluginProblem] = (),
+    settings: OperatorSettings | None = None,
 ) -> Registry:
     """Load the plugins of `points`, which are all installed ones by default.
 
     `choices`: by exchange id, the distribution that serves an id which two plugins claim. `place`: where each plugin
-    runs. `left_out`: the plugins that are not among `points`, with the reasons.
+    runs. `left_out`: the plugins that are not among `points`, with the reasons. `settings`: what the operator has set
+    for them.
     """
     plugins: list[LoadedPlugin] = []
     problems = list(left_out)
@@ -301,13 +331,20 @@ def load_registry(
     replies = third_party.read(apart) if third_party and apart else ()
     # By where it comes from: an entry point does not tell two distributions apart.
     by_plugin = dict(zip(map(plugin_info, apart), replies, strict=False))
+    installed = tuple(map(plugin_info, ordered))
+    declared: dict[PluginInfo, tuple[PluginSetting, ...]] = {}
+    settings_of = partial((settings or OperatorSettings()).values, installed=installed)
     for point in ordered:
         info = plugin_info(point)
         try:
-            plugins.append(_load_placed(point, place(info), by_plugin.get(info)))
+            plugin = _load_placed(point, place(info), by_plugin.get(info))
+            declared[info] = plugin.manifest.settings
+            plugin.use_settings(settings_of(info, plugin.manifest.settings))
         except PluginRejected as rejection:
             problems.append(PluginProblem(info, str(rejection)))
-    return Registry(plugins, problems, choices, third_party)
+        else:
+            plugins.append(plugin)
+    return Registry(plugins, problems, choices, third_party, settings_of, declared)
 
 
 def _load_placed(point: EntryPoint, placement: Placement, reply: ManifestReply | PluginRejected | None) -> LoadedPlugin:

@@ -272,6 +272,7 @@ class Sessions:
             plugin_state=target.listing.plugin.state,
             account_state=session.state,
             key_state=session.shared.state,
+            settings=target.listing.plugin.settings,
             override=override,
             reports=target.reports,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from exchange_service.cli import plugin_settings, tables
+from exchange_service.cli import tables
 from exchange_service.cli.calls import OutputOption, Target, calling
 from exchange_service.cli.flags import read_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, messages, plain, run
@@ -127,7 +127,13 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
 
 def add_to(parent: typer.Typer) -> None:
     """Add the command, with those for authors."""
+    from exchange_service.cli import plugin_check, plugin_new, plugin_settings, plugin_try, plugin_update
+
     app.callback()(plugins)
     app.command()(plugin_settings.seal)
     app.command("settings")(plugin_settings.show_settings)
+    app.command()(plugin_new.new)
+    app.command()(plugin_update.update)
+    plugin_try.add_to(app)
+    plugin_check.add_to(app)
     parent.add_typer(app, name="plugins")

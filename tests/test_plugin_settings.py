@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -504,13 +507,48 @@ class Simulator(DemoVenue):
 """
 
 
-async def test_the_demo_gives_a_plugin_the_settings_of_its_simulator_in_place_of_the_operators(
-    site: Path, tmp_path: Path
-) -> None:
+def add_with_simulator(site: Path) -> None:
     add(site, "acme")
     (site / "acme_simulator.py").write_text(SIMULATOR)
     with (site / "acme_acme-1.2.dist-info" / "entry_points.txt").open("a") as points:
         points.write("\n[exchange_service.simulators]\nacme = acme_simulator:Simulator\n")
+
+
+class TestTry:
+    """`plugins try`, in a process of its own as its author runs it."""
+
+    async def tried(self, site: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+        variables = {**os.environ, "PYTHONPATH": str(site), **environment}
+        command = [sys.executable, "-m", "exchange_service", "plugins", "try", "acme", *arguments]
+        done = await asyncio.to_thread(
+            subprocess.run, command, input='{"api_key": "k"}', capture_output=True, text=True, env=variables, timeout=60
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    async def test_the_simulators_values_are_used_and_its_secrets_are_masked(self, site: Path) -> None:
+        add_with_simulator(site)
+        code, output = await self.tried(site)
+        assert code == 0, output
+        assert "the plugin prints of the simulator" in output
+        assert "the-client-secret-of-the-simulator" not in output
+
+    async def test_the_real_venue_is_asked_with_what_the_operator_has_set(self, site: Path) -> None:
+        add(site, "acme")
+        code, output = await self.tried(
+            site, "--live", EXCHANGE_SERVICE_PLUGIN_SETTINGS=json.dumps({"acme": BOTH["acme"]})
+        )
+        assert code == 0, output
+        assert "the plugin prints abc" in output
+        assert SECRET not in output
+        code, output = await self.tried(site, "--live")
+        assert code == 3
+        assert "It needs the setting 'client_id'" in output
+
+
+async def test_the_demo_gives_a_plugin_the_settings_of_its_simulator_in_place_of_the_operators(
+    site: Path, tmp_path: Path
+) -> None:
+    add_with_simulator(site)
     async with running_demo(settings_for(tmp_path, plugin_settings={"acme": BOTH["acme"]})) as demo:
         (plugin,) = [item for item in demo.service.registry.plugins if item.info.name == "acme"]
         secret = Secret("the-client-secret-of-the-simulator")

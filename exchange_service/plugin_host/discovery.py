@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import EntryPoint
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -156,10 +157,15 @@ def open_registry(settings: Settings, *, stand_ins: Mapping[str, Mapping[str, An
         choices=settings.exchange_plugins,
         place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
-        settings=OperatorSettings(
-            settings.plugin_settings, partial(_open_sealed, settings), os.environ, dict(stand_ins or {})
-        ),
+        settings=operator_settings(settings, stand_ins or {}),
     )
+
+
+def operator_settings(
+    settings: Settings, stand_ins: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> OperatorSettings:
+    """What the settings give to plugins, with the environment and the keyset that secrets come from."""
+    return OperatorSettings(settings.plugin_settings, partial(_open_sealed, settings), os.environ, stand_ins)
 
 
 def _open_sealed(settings: Settings, plugin: str, setting: str, text: str) -> str:

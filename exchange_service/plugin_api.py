@@ -192,12 +192,16 @@ __all__ = [
     "wallet_address",
 ]
 
-# The version of this page. It rises when a plugin written for the version before would break.
+# The version of this page. It rises when a plugin that was written for the version before would break. Write the number
+# itself into a manifest.
 API_VERSION = 1
+# The versions whose plugins this release serves; docs/plugin-reference.md says for how long.
+SERVED_API_VERSIONS = (1,)
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
+# Marks the declarations of hooks on this page. A plugin does not need it.
 hookspec = pluggy.HookspecMarker("exchange_service")
 
 # A hook as a type checker accepts it. One of another form is refused by the service too, when it is loaded.
@@ -217,6 +221,7 @@ class _HookMarker(Protocol):
         """Mark the function as a hook."""
 
 
+# Marks a function of a plugin as a hook: write `@hookimpl` in the line above it.
 hookimpl: _HookMarker = pluggy.HookimplMarker("exchange_service")
 
 
@@ -322,26 +327,28 @@ class Http(Protocol):
 class VenueCall:
     """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
 
-    # The listing, and the user's account there.
+    # The listing.
     exchange: ExchangeMetadata
+    # The user's account there, with the account type that the caller asks for.
     account: Account
     # The venue's environment: the request's, or the sandbox if the stored metadata hold `"sandbox": true`.
     environment: Environment
-    # What the user stored. Reveal secrets where they are used; keep them in `account_state` only.
+    # What the user stored. Reveal secrets where they are used; keep them in account_state only.
     credential: Credential = field(repr=False)
-    # `http` is for the account's own answers, up to the listing's `answer_limit`; `public_http` for public market data,
-    # up to its `public_answer_limit`.
+    # For the account's own answers, up to the listing's answer_limit.
     http: Http = field(repr=False)
+    # For public market data, up to the listing's public_answer_limit.
     public_http: Http = field(repr=False)
     # The event loop's time, in seconds, at which the host ends the call; infinite for a watch.
     deadline: float
-    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account. `key_state` is
-    # shared by the accounts whose stored credential has the same key and secrets at the venue's environment, whichever
-    # users they are of: for a sequence of nonces, or a token that a second login would end. It lives while one of them
-    # is in use. Other processes and replicas do not share it: what a venue wants of all of them together, such as
-    # rising nonces, has to come from the clock.
+    # Shared by all accounts of the plugin.
     plugin_state: State = field(repr=False)
+    # Of this account alone, whatever account type is asked for.
     account_state: State = field(repr=False)
+    # Shared by the accounts whose stored credential has the same key and secrets at the venue's environment, whichever
+    # users they are of: for a sequence of nonces, or a login that a second one would end. It lives while one of them is
+    # in use. Other processes and replicas do not share it: what a venue wants of all of them together, such as rising
+    # nonces, has to come from the clock.
     key_state: State = field(repr=False)
     # What the operator has set for the plugin, by the names of the manifest's `settings`, defaults included: a text, a
     # bool, an int or a Decimal, or a Secret. A setting without a value and without a default is absent.
@@ -393,6 +400,20 @@ class VenueCall:
         `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
+
+    def report_cost(self, units: int, seconds: int | None = None) -> None:
+        """Report what reading this balance has really used so far, where that depends on the answer, as on its pages.
+
+        `units` are those of the listing's `RateLimit` whose window has `seconds`; None: of each of its limits. What is
+        beyond the limit's `cost` is charged at once: later calls wait for it, and this one goes on. Less gives nothing
+        back. Of several reports in one call the greatest counts, so report the sum so far. Nothing happens if no limit
+        has this window. Raises as `report_usage` does.
+        """
+        used = min(math.ceil(_at_least_zero(units)), _MOST_UNITS)
+        window = 0 if seconds is None else int(_at_least_zero(seconds))
+        if seconds is None or any(limit.seconds == window for limit in self.exchange.limits):
+            self.reports.costs[window] = max(used, self.reports.costs.get(window, 0))
+            self.reports.on_report()
 
     async def compute(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """What the plain function `work` makes of an answer: `await call.compute(parse.account, payload)`.

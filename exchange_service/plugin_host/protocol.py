@@ -106,7 +106,7 @@ def write_reports(reports: VenueReports) -> messages.VenueReports:
         messages.LimitUsage(seconds=seconds, used=used, resets_after=resets_after)
         for seconds, (used, resets_after) in reports.usage.items()
     ]
-    return messages.VenueReports(usage=usage, cooldown=reports.cooldown)
+    return messages.VenueReports(usage=usage, cooldown=reports.cooldown, costs=reports.costs)
 
 
 def write_pushes(figures: Mapping[str, PushFigures]) -> list[messages.OpenPushes]:
@@ -136,6 +136,8 @@ def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
     usage = message.usage[:_MOST_LIMITS]
     into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in usage})
     into.cooldown = max(into.cooldown, message.cooldown)
+    for seconds, units in list(message.costs.items())[:_MOST_LIMITS]:
+        into.costs[seconds] = max(units, into.costs.get(seconds, 0))
 
 
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:

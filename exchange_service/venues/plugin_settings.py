@@ -118,12 +118,12 @@ def _is_meant(info: PluginInfo, key: str, installed: Collection[PluginInfo]) -> 
     this project come first, and of two others neither gets anything. Raises PluginRejected for those.
     """
     others = [other for other in installed if other != info and goes_by(other, key)]
-    strangers = [other for other in others if not same_distribution(other.distribution, info.distribution)]
-    if not strangers or info.distribution in OURS:
+    foreign = [other for other in others if not same_distribution(other.distribution, info.distribution)]
+    if not foreign or info.distribution in OURS:
         return True
-    if any(other.distribution in OURS for other in strangers):
+    if any(other.distribution in OURS for other in foreign):
         return False
-    other = strangers[0]
+    other = foreign[0]
     instead = info.name if same_distribution(key, info.distribution) else info.distribution
     raise PluginRejected(
         f"plugin_settings names {key!r}, which is a name of {info.distribution} and of {other.distribution}, so "

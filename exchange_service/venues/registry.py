@@ -353,8 +353,8 @@ def load_registry(
             declared[info] = plugin.manifest.settings
             plugin.use_settings(settings_of(info, plugin.manifest.settings))
         except PluginRejected as rejection:
-            advice = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
-            problems.append(PluginProblem(info, str(rejection), advice=advice))
+            where = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
+            problems.append(PluginProblem(info, str(rejection), advice=where))
         else:
             plugins.append(plugin)
     return Registry(plugins, problems, choices, third_party, settings_of, declared)

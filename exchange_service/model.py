@@ -117,13 +117,20 @@ class Credential:
         key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
+    def with_fields(self, changes: Mapping[str, Secret]) -> Credential:
+        """The credential with new values of these fields, named as in CredentialField; the others stay."""
+        texts = {name: value for name, value in changes.items() if name in SECRET_FIELDS}
+        others = {name: value.reveal() for name, value in changes.items() if name not in SECRET_FIELDS}
+        return replace(self, **texts, metadata={**self.metadata, **others})
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
     """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata.
 
     `private_keys` are the kinds of private key in lines (PEM) that it takes: rsa, ed25519 or p256. Empty: it takes one
-    line of text. None: not said, so the text is stored as it is given.
+    line of text. None: not said, so the text is stored as it is given. `rotates`: the venue gives a new value at each
+    use, and the plugin may store it by `VenueCall.replace_credential`.
     """
 
     name: str
@@ -132,6 +139,7 @@ class CredentialField:
     secret: bool = True
     description: str = ""
     private_keys: tuple[str, ...] | None = None
+    rotates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +259,11 @@ class ExchangeMetadata:
     # Bytes, decompressed: the largest answer that is read through `http` and `public_http`. More is VENUE_MALFORMED.
     answer_limit: int = ANSWER_LIMIT
     public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
+
+    @property
+    def rotating_fields(self) -> frozenset[str]:
+        """The credential fields that the plugin may replace."""
+        return frozenset(field.name for field in self.credential_fields if field.rotates)
 
     @property
     def venue(self) -> str:

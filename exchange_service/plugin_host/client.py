@@ -39,6 +39,7 @@ from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Listing, Registry
+from exchange_service.venues.replacing import ReplaceCredential
 from exchange_service.venues.sessions import Sessions
 from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
@@ -89,8 +90,10 @@ class PluginClients:
         open_credential: Callable[[CredentialReference], Awaitable[Credential]],
         settings: ProcessSettings,
         on_change: Callable[[str, str, bool], None],
+        replace_credential: ReplaceCredential | None = None,
     ) -> None:
         self._registry = registry
+        self._replace_credential = replace_credential
         self._here = here
         self._open_credential = open_credential
         self._settings = settings

@@ -1,0 +1,344 @@
+"""A refresh token that changes at each use is written back, once for each use, and never over what its user stores."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from exchange_service.balances import replacements
+from exchange_service.cli.credential_check import open_checker
+from exchange_service.credentials.keyset_files import create_keyset_file
+from exchange_service.credentials.replacing import FieldReplacer
+from exchange_service.credentials.sealing import is_sealed
+from exchange_service.errors import CredentialRejected, ServiceError, StoreUnavailable, VenueTimeout
+from exchange_service.model import Account, Credential
+from tests.credential_tables import Database
+from tests.harness import Running, eventually, serving, settings_for, streaming
+from tests.rotating import RotatingVenue, install
+from tests.sealed_stores import read_columns
+from tests.servers import PostgresServer
+
+ALICE = Account("alice", "rota")
+PLACES = ("in-process", "own-process")
+
+
+@pytest.fixture
+async def venue() -> AsyncIterator[RotatingVenue]:
+    made = RotatingVenue()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@asynccontextmanager
+async def rotating(
+    folder: Path, venue: RotatingVenue, place: str = "in-process", **changes: Any
+) -> AsyncIterator[Running]:
+    settings = {"venue_urls": {"rota": venue.url}, "plugin_processes": {"rota": place}, "plugin_start": "at-once"}
+    async with serving(folder, **(settings | changes)) as running:
+        yield running
+
+
+async def store(running: Running, venue: RotatingVenue, **metadata: str) -> str:
+    token = venue.grant("alice")
+    await running.store("rota", api_key="a-client-id", passphrase=token, metadata={"account_id": "7", **metadata})
+    return token
+
+
+async def read(running: Running, user: str = "alice") -> Any:
+    """The balance as the venue gives it now; a plugin's process may begin first."""
+    replies: list[Any] = []
+
+    async def answered() -> bool:
+        try:
+            replies.append(await running.client.get_balance(user, "rota", max_age=0))
+        except ServiceError as error:
+            if error.reason != "PLUGIN_UNAVAILABLE":
+                raise
+        return bool(replies)
+
+    await eventually(answered, "the balance")
+    return replies[0]
+
+
+async def stored(running: Running, account: Account = ALICE) -> Credential:
+    reference = await running.service.store.find(account)
+    assert reference is not None
+    return await running.service.store.open(reference)
+
+
+def only_valid(venue: RotatingVenue) -> str:
+    (token,) = venue.valid
+    return token
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("place", PLACES)
+class TestWriteBack:
+    async def test_the_new_token_is_stored_and_the_rest_of_the_row_stays(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place) as running:
+            old = await store(running, venue, note="kept")
+            await read(running)
+            credential = await stored(running)
+            assert credential.passphrase.reveal() == only_valid(venue) != old
+            assert credential.api_key.reveal() == "a-client-id"
+            assert dict(credential.metadata) == {"account_id": "7", "note": "kept", "device_token": f"device {old}"}
+
+    async def test_a_rotation_causes_no_other_one_over_many_calls(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place) as running:
+            await store(running, venue)
+            for _ in range(12):
+                await read(running)
+            assert venue.refreshes["alice"] == 1
+            venue.expire_access()
+            for _ in range(5):
+                await read(running)
+            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+    async def test_after_a_restart_the_service_goes_on_with_the_stored_token(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place) as running:
+            await store(running, venue)
+            await read(running)
+        async with rotating(tmp_path, venue, place) as running:
+            await read(running)
+            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+
+    async def test_a_token_that_the_user_stores_meanwhile_wins(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place) as running:
+            await store(running, venue)
+            await read(running)
+            venue.expire_access()
+            venue.asked.clear()
+            venue.open.clear()
+            reading = asyncio.create_task(read(running))
+            await venue.asked.wait()
+            newer = venue.grant("alice")
+            # As another program does, of which the service is not told.
+            await running.store("rota", api_key="a-client-id", passphrase=newer)
+            with capture_logs() as lines:
+                venue.open.set()
+                assert (await reading).balance.venue_accounts
+            assert (await stored(running)) == Credential.from_texts({"api_key": "a-client-id", "passphrase": newer})
+            assert [line["plugin"] for line in lines if line["event"] == "credential.replacement_refused"] == ["rota"]
+            await read(running)
+            assert venue.refused == 0
+            assert newer not in venue.valid
+
+    async def test_a_token_is_stored_although_its_callers_time_is_over(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place, venue_timeout=2.0) as running:
+            await store(running, venue)
+            await read(running)
+            venue.expire_access()
+            venue.open.clear()
+            with pytest.raises(VenueTimeout):
+                await running.client.get_balance("alice", "rota", max_age=0)
+            venue.open.set()
+
+            async def is_stored() -> bool:
+                return (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+            await eventually(is_stored, "the new token")
+            await read(running)
+            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+
+    async def test_a_stream_goes_on_without_an_error(self, venue: RotatingVenue, tmp_path: Path, place: str) -> None:
+        async with rotating(tmp_path, venue, place, poll_interval=0.5, poll_interval_still=0.5) as running:
+            await store(running, venue)
+            await read(running)
+            async with streaming(running, "rota") as stream:
+                await stream.next_of("balance")
+                venue.expire_access()
+                await read(running)
+                for _ in range(3):
+                    event = await stream.next()
+                    while event.WhichOneof("event") != "balance":
+                        assert event.WhichOneof("event") == "heartbeat", event
+                        event = await stream.next()
+            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+
+    async def test_while_the_database_is_frozen_the_service_holds_the_token_and_stores_it_later(
+        self,
+        venue: RotatingVenue,
+        tmp_path: Path,
+        place: str,
+        postgres_server: PostgresServer,
+        own_postgres_database: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(replacements, "_FIRST_PAUSE", 0.2)
+        async with rotating(tmp_path, venue, place, database_url=own_postgres_database) as running:
+            await store(running, venue)
+            await read(running)
+            venue.expire_access()
+            venue.asked.clear()
+            venue.open.clear()
+            reading = asyncio.create_task(running.client.get_balance("alice", "rota", max_age=0))
+            await venue.asked.wait()
+            with capture_logs() as lines, postgres_server.frozen():
+                venue.open.set()
+                assert (await reading).balance.venue_accounts
+                assert [line["plugin"] for line in lines if line["event"] == "credential.replacement_held"] == ["rota"]
+
+            async def is_stored() -> bool:
+                return (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+            await eventually(is_stored, "the new token")
+            venue.expire_access()
+            await read(running)
+            assert (venue.refreshes["alice"], venue.refused) == (3, 0)
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+
+@pytest.mark.usefixtures("plugin")
+class TestRow:
+    async def test_with_a_keyset_it_is_sealed_for_its_row_and_the_audit_names_the_plugin_and_no_value(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        create_keyset_file(tmp_path / "keyset.json")
+        settings = {"keyset_file": tmp_path / "keyset.json", "allow_plaintext": False, "allowed_plugins": ["acme-rota"]}
+        async with rotating(tmp_path, venue, **settings) as running:
+            old = await store(running, venue)
+            with capture_logs() as lines:
+                await read(running)
+            database = Database(f"sqlite:///{tmp_path}/credentials.db")
+            assert all(is_sealed(text) for text in read_columns(database, "api_key, passphrase, extra_metadata")[0])
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+        (line,) = [line for line in lines if line["event"] == "credential.replaced"]
+        assert (line["plugin"], line["fields"], line["exchange"]) == ("rota", ["device_token", "passphrase"], "rota")
+        assert old not in str(lines)
+        assert only_valid(venue) not in str(lines)
+
+    async def test_a_credential_that_is_connected_is_stored_as_its_venue_has_left_it(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        async with rotating(tmp_path, venue, manage_accounts=True) as running:
+            fields = {"api_key": "a-client-id", "passphrase": venue.grant("alice")}
+            await running.client.connect_account("alice", "rota", fields)
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+            await read(running)
+            assert venue.refused == 0
+
+    async def test_a_check_by_the_command_stores_the_token_that_it_was_given(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        settings = {"venue_urls": {"rota": venue.url}, "plugin_processes": {"rota": "in-process"}}
+        async with rotating(tmp_path, venue) as running:
+            await store(running, venue)
+            async with open_checker(settings_for(tmp_path, **settings)) as checker:
+                assert (await checker.check(ALICE)).error is None
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+    async def test_what_cannot_be_stored_for_long_is_given_up_with_an_error_line(
+        self, venue: RotatingVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(replacements, "GIVE_UP_AFTER", 0.5)
+        monkeypatch.setattr(replacements, "_FIRST_PAUSE", 0.1)
+
+        async def down(*_: Any, **__: Any) -> None:
+            raise StoreUnavailable("The database is down.")
+
+        async with rotating(tmp_path, venue) as running:
+            await store(running, venue)
+            monkeypatch.setattr(FieldReplacer, "replace", down)
+            with capture_logs() as lines:
+                await read(running)
+
+                async def is_lost() -> bool:
+                    return any(line["event"] == "credential.replacement_lost" for line in lines)
+
+                await eventually(is_lost, "the end of the attempts")
+            assert only_valid(venue) not in str(lines)
+
+    async def test_at_the_services_end_what_waits_is_stored_once_more(
+        self, venue: RotatingVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(replacements, "_FIRST_PAUSE", 60.0)
+        replace = FieldReplacer.replace
+
+        async def down(*_: Any, **__: Any) -> None:
+            raise StoreUnavailable("The database is down.")
+
+        async with rotating(tmp_path, venue) as running:
+            await store(running, venue)
+            monkeypatch.setattr(FieldReplacer, "replace", down)
+            await read(running)
+            monkeypatch.setattr(FieldReplacer, "replace", replace)
+        async with rotating(tmp_path, venue) as running:
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+
+@pytest.mark.usefixtures("plugin")
+class TestReplicas:
+    @asynccontextmanager
+    async def two(
+        self, folder: Path, venue: RotatingVenue, redis_url: str, place: str
+    ) -> AsyncIterator[tuple[Running, Running]]:
+        shared = {"cache_url": redis_url, "hash_key": "0123456789abcdef", "cache_prefix": f"test-{uuid.uuid4().hex}:"}
+        async with rotating(folder, venue, place, **shared) as one, rotating(folder, venue, place, **shared) as other:
+            yield one, other
+
+    @pytest.mark.parametrize("place", PLACES)
+    async def test_a_rotation_by_one_replica_costs_the_other_one_no_session(
+        self, venue: RotatingVenue, tmp_path: Path, redis_url: str, place: str
+    ) -> None:
+        async with self.two(tmp_path, venue, redis_url, place) as (one, other):
+            await store(one, venue)
+            await read(one)
+            await read(other)
+            # Each has an access token of its own.
+            assert venue.refreshes["alice"] == 2
+            for _ in range(6):
+                await read(one)
+                await read(other)
+            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+            venue.expire_access()
+            for _ in range(3):
+                await read(one)
+                await read(other)
+            assert (venue.refreshes["alice"], venue.refused) == (4, 0)
+            assert (await stored(one)).passphrase.reveal() == only_valid(venue)
+
+    async def test_of_two_that_spend_the_same_token_at_once_one_stores_and_the_other_reads_it(
+        self, venue: RotatingVenue, tmp_path: Path, redis_url: str
+    ) -> None:
+        async with self.two(tmp_path, venue, redis_url, "in-process") as (one, other):
+            await store(one, venue)
+            await read(one)
+            await read(other)
+            venue.expire_access()
+
+            async def reads_in_the_end(running: Running) -> bool:
+                try:
+                    await running.client.get_balance("alice", "rota", max_age=0)
+                except CredentialRejected:
+                    return False
+                return True
+
+            await asyncio.gather(*(eventually(partial(reads_in_the_end, replica)) for replica in (one, other)))
+            assert (await stored(one)).passphrase.reveal() == only_valid(venue)

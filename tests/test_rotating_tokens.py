@@ -49,7 +49,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 async def rotating(
     folder: Path, venue: RotatingVenue, place: str = "in-process", **changes: Any
 ) -> AsyncIterator[Running]:
-    settings = {"venue_urls": {"rota": venue.url}, "plugin_processes": {"rota": place}, "plugin_start": "at-once"}
+    settings = {"venue_urls": {"rota": venue.url}, "plugin_processes": {"rota": place}}
     async with serving(folder, **(settings | changes)) as running:
         yield running
 
@@ -149,23 +149,50 @@ class TestWriteBack:
             assert newer not in venue.valid
 
     async def test_a_token_is_stored_although_its_callers_time_is_over(
-        self, venue: RotatingVenue, tmp_path: Path, place: str
+        self, venue: RotatingVenue, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        answers = asyncio.Event()
+        replace = FieldReplacer.replace
+
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            await answers.wait()
+            return await replace(*arguments, **options)
+
         async with rotating(tmp_path, venue, place, venue_timeout=2.0) as running:
             await store(running, venue)
             await read(running)
             venue.expire_access()
-            venue.open.clear()
+            monkeypatch.setattr(FieldReplacer, "replace", slow)
             with pytest.raises(VenueTimeout):
                 await running.client.get_balance("alice", "rota", max_age=0)
-            venue.open.set()
+            answers.set()
+            await self.goes_on(running, venue)
 
-            async def is_stored() -> bool:
-                return (await stored(running)).passphrase.reveal() == only_valid(venue)
-
-            await eventually(is_stored, "the new token")
+    async def test_a_token_is_stored_although_its_caller_has_left(
+        self, venue: RotatingVenue, tmp_path: Path, place: str
+    ) -> None:
+        async with rotating(tmp_path, venue, place) as running:
+            await store(running, venue)
             await read(running)
-            assert (venue.refreshes["alice"], venue.refused) == (2, 0)
+            venue.expire_access()
+            venue.asked.clear()
+            venue.open.clear()
+            reading = asyncio.create_task(running.client.get_balance("alice", "rota", max_age=0))
+            await venue.asked.wait()
+            reading.cancel()
+            await asyncio.wait({reading})
+            venue.open.set()
+            await self.goes_on(running, venue)
+
+    async def goes_on(self, running: Running, venue: RotatingVenue) -> None:
+        """The only valid token comes to be stored, and a call needs no other one."""
+
+        async def is_stored() -> bool:
+            return (await stored(running)).passphrase.reveal() == only_valid(venue)
+
+        await eventually(is_stored, "the new token")
+        await read(running)
+        assert (venue.refreshes["alice"], venue.refused) == (2, 0)
 
     async def test_a_stream_goes_on_without_an_error(self, venue: RotatingVenue, tmp_path: Path, place: str) -> None:
         async with rotating(tmp_path, venue, place, poll_interval=0.5, poll_interval_still=0.5) as running:

@@ -61,6 +61,9 @@ _BLOCKED_SHARE = 0.5
 _ENDING = 0.5
 # Seconds for which a call may still come with a version that was replaced: longer than a reference is cached.
 _IN_FLIGHT = 60.0
+# Seconds for which a request may go on after its call's deadline where a token rotates: its answer holds the only one
+# that still works.
+_FOR_TOKENS = 5.0
 # Credentials of one session that log lines hide: the newest, and the one before.
 _MOST_HIDDEN = 2
 # Seconds that are no blocking, however little time a call had.
@@ -339,14 +342,15 @@ class Sessions:
         known = target.reference.account
         account = Account(known.user_id, known.exchange_id, known.environment, target.account.account_type)
         environment = venue_environment(metadata, account, credential)
+        until = deadline + (_FOR_TOKENS if metadata.rotating_fields else 0.0)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
         return VenueCall(
             exchange=metadata,
             account=account,
             environment=environment,
             credential=credential,
-            http=self._http.http(metadata, environment, override).for_call(deadline),
-            public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
+            http=self._http.http(metadata, environment, override).for_call(until),
+            public_http=self._http.http(metadata, environment, override, public=True).for_call(until),
             deadline=deadline,
             plugin_state=target.listing.plugin.state,
             account_state=session.state,

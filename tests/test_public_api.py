@@ -102,6 +102,7 @@ EXPORTS: dict[str, set[str]] = {
         "Fault",
         "LoopbackVenue",
         "RecordedRequest",
+        "StoredRow",
         "TROUBLES",
         "bearer_token",
         "json_object",

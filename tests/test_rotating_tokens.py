@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,26 @@ import pytest
 from structlog.testing import capture_logs
 
 from exchange_service.balances import replacements
+from exchange_service.balances.lineage import Lineage
+from exchange_service.cache.memory import MemoryCache
 from exchange_service.cli.credential_check import open_checker
 from exchange_service.credentials.keyset_files import create_keyset_file
 from exchange_service.credentials.replacing import FieldReplacer
 from exchange_service.credentials.sealing import is_sealed
-from exchange_service.errors import CredentialRejected, ServiceError, StoreUnavailable, VenueTimeout
-from exchange_service.model import Account, Credential
+from exchange_service.errors import (
+    CredentialRejected,
+    NotSupported,
+    PluginFailed,
+    ServiceError,
+    StoreUnavailable,
+    VenueTimeout,
+    VenueUnavailable,
+)
+from exchange_service.model import Account, Credential, CredentialField, ExchangeMetadata
+from exchange_service.testing import StoredRow, venue_call
 from tests.credential_tables import Database
-from tests.harness import Running, eventually, serving, settings_for, streaming
-from tests.rotating import RotatingVenue, install
+from tests.harness import Running, eventually, listing, serving, settings_for, streaming
+from tests.rotating import RotatingVenue, install, values_of
 from tests.sealed_stores import read_columns
 from tests.servers import PostgresServer
 
@@ -319,6 +331,26 @@ class TestRow:
         async with rotating(tmp_path, venue) as running:
             assert (await stored(running)).passphrase.reveal() == only_valid(venue)
 
+    async def test_a_refresh_under_way_is_stored_although_its_session_is_closed(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        async with rotating(tmp_path, venue) as running:
+            await store(running, venue)
+            await read(running)
+            venue.expire_access()
+            venue.asked.clear()
+            venue.open.clear()
+            reading = asyncio.create_task(running.client.get_balance("alice", "rota", max_age=0))
+            await venue.asked.wait()
+            # As after a check of the account by its user.
+            await running.service.balances.publish_credential_change(ALICE)
+            reading.cancel()
+            await asyncio.wait({reading})
+            venue.open.set()
+            await read(running)
+            assert venue.refused == 0
+            assert (await stored(running)).passphrase.reveal() == only_valid(venue)
+
 
 @pytest.mark.usefixtures("plugin")
 class TestReplicas:
@@ -369,3 +401,87 @@ class TestReplicas:
 
             await asyncio.gather(*(eventually(partial(reads_in_the_end, replica)) for replica in (one, other)))
             assert (await stored(one)).passphrase.reveal() == only_valid(venue)
+
+
+class TestStoredRow:
+    """What plugin authors test with."""
+
+    @pytest.fixture
+    def metadata(self) -> ExchangeMetadata:
+        fields = (CredentialField("api_key", "Id"), CredentialField("passphrase", "Token", rotates=True))
+        return listing(credential_fields=(*fields, CredentialField("device", "Device", rotates=True)))
+
+    async def test_it_holds_what_was_stored_and_the_call_has_it_too(self, metadata: ExchangeMetadata) -> None:
+        row = StoredRow()
+        async with venue_call(metadata, api_key="id", passphrase="old", stored_row=row) as call:
+            assert row.credential == call.credential
+            assert await call.replace_credential(passphrase="new", metadata={"device": "d"})
+            assert call.credential == row.credential
+        assert values_of(row.credential) == ("id", "", "new")
+        assert (dict(row.credential.metadata), row.writes) == ({"device": "d"}, 1)
+
+    async def test_a_user_who_was_faster_wins(self, metadata: ExchangeMetadata) -> None:
+        row = StoredRow(changed=True)
+        async with venue_call(metadata, passphrase="old", stored_row=row) as call:
+            assert not await call.replace_credential(passphrase="new")
+            assert call.credential.passphrase.reveal() == "new"
+        assert values_of(row.credential) == ("", "", "old")
+
+    async def test_a_database_that_does_not_answer_leaves_the_new_value_to_the_call(
+        self, metadata: ExchangeMetadata
+    ) -> None:
+        row = StoredRow(available=False)
+        async with venue_call(metadata, passphrase="old", stored_row=row) as call:
+            with pytest.raises(VenueUnavailable):
+                await call.replace_credential(passphrase="new")
+            assert call.credential.passphrase.reveal() == "new"
+        assert row.writes == 0
+
+    @pytest.mark.parametrize(
+        ("changes", "fault"),
+        [
+            ({"api_secret": "new"}, "does not mark such a field"),
+            ({"metadata": {"api_key": "new"}}, "does not mark the field 'api_key'"),
+            ({"passphrase": ""}, "the new passphrase is empty"),
+            ({"passphrase": b"canary"}, "of the type bytes"),
+            ({"passphrase": "canary" * 10_000}, "longer than 32 KiB"),
+            ({"passphrase": "canary\0"}, "no database stores"),
+            ({}, "without a new value"),
+        ],
+    )
+    async def test_what_a_plugin_may_not_store_is_named_without_its_value(
+        self, metadata: ExchangeMetadata, changes: dict[str, Any], fault: str
+    ) -> None:
+        row = StoredRow()
+        async with venue_call(metadata, passphrase="old", stored_row=row) as call:
+            with pytest.raises(PluginFailed, match=fault) as caught:
+                await call.replace_credential(**changes)
+        assert "canary" not in str(caught.value)
+        assert (values_of(row.credential), row.writes) == (("", "", "old"), 0)
+
+    async def test_a_call_without_a_service_says_that_nothing_is_stored(self, metadata: ExchangeMetadata) -> None:
+        async with venue_call(metadata) as call:
+            with pytest.raises(NotSupported, match="not stored by the service"):
+                await replace(call, replacing=None).replace_credential(passphrase="new")
+
+
+class TestLineage:
+    async def test_a_version_knows_those_that_its_plugin_made_it_of_on_every_replica(self) -> None:
+        cache = MemoryCache()
+        one, other = Lineage(cache), Lineage(cache)
+        await one.record("v2", "v1")
+        await one.record("v3", "v2")
+        assert await other.of("v3") == ("v2", "v1")
+        assert await other.of("v1") == ()
+
+    async def test_it_is_bounded_however_often_a_token_rotates(self) -> None:
+        lineage = Lineage()
+        for number in range(100):
+            await lineage.record(f"v{number + 1}", f"v{number}")
+        assert await lineage.of("v100") == tuple(f"v{number}" for number in range(99, 91, -1))
+
+    @pytest.mark.parametrize("raw", [b"{}", b"[1]", b"\xff", b"null"])
+    async def test_what_the_cache_holds_in_its_place_is_not_believed(self, raw: bytes) -> None:
+        cache = MemoryCache()
+        await cache.set("lineage:v2", raw, 60.0)
+        assert await Lineage(cache).of("v2") == ()

@@ -28,7 +28,7 @@ from exchange_service.venues.replacing import check_changes
 
 # Accounts whose credentials were opened, which alone can be replaced.
 _MOST_OPENED = 40_000
-# Seconds between two writes of one row.
+# Seconds between two turns of one row.
 LEAST_PAUSE = 1.0
 # Seconds for which a plugin waits for the store.
 PATIENCE = 6.0
@@ -102,8 +102,8 @@ class Replacements:
         self._replacer = FieldReplacer(store, self._fingerprints)
         self._opened: RecentlyUsed[Account, _Opened] = RecentlyUsed(_MOST_OPENED)
         self._held: dict[Account, _Held] = {}
-        # When a row was written last, in the loop's time.
-        self._written_at: RecentlyUsed[Account, float] = RecentlyUsed(_MOST_OPENED)
+        # When a row had its last turn, in the loop's time.
+        self._turns: RecentlyUsed[Account, float] = RecentlyUsed(_MOST_OPENED)
         self._tasks = TaskSet()
 
     def __len__(self) -> int:
@@ -140,7 +140,10 @@ class Replacements:
         values = {name: value.reveal() for name, value in changes.items()}
         checked = check_changes(listing.metadata, plugin, values)
         opened = self._opened.get(account)
-        if opened is None or version not in (opened.version, *opened.own):
+        if opened is None:
+            return None
+        if version not in (opened.version, *opened.own):
+            await self._take_turn(opened.stored_as)
             self.on_conflict(account)
             return None
         held = self._hold(opened, plugin, checked)
@@ -202,11 +205,10 @@ class Replacements:
             return rewritten.version
 
     async def _take_turn(self, stored_as: Account) -> None:
-        loop = asyncio.get_running_loop()
-        pause = self._written_at.get(stored_as, 0.0) or 0.0
-        if pause and (left := pause + LEAST_PAUSE - loop.time()) > 0:
-            await asyncio.sleep(left)
-        self._written_at[stored_as] = loop.time()
+        """Wait until the row may be asked for again, however many wait."""
+        now = asyncio.get_running_loop().time()
+        turn = self._turns[stored_as] = max(now, (self._turns.get(stored_as) or 0.0) + LEAST_PAUSE)
+        await asyncio.sleep(turn - now)
 
     async def _on_write(self, held: _Held, rewritten: Rewritten) -> None:
         held.expected.add(rewritten.fingerprint)

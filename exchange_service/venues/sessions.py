@@ -64,6 +64,8 @@ _IN_FLIGHT = 60.0
 # Seconds for which a request may go on after its call's deadline where a token rotates: its answer holds the only one
 # that still works.
 _FOR_TOKENS = 5.0
+# Seconds that a refresh has to end when its session is closed, for the same reason.
+_LAST_REFRESH = 1.5
 # Credentials of one session that log lines hide: the newest, and the one before.
 _MOST_HIDDEN = 2
 # Seconds that are no blocking, however little time a call had.
@@ -92,6 +94,8 @@ class _Session:
     calls: list[VenueCall] = field(default_factory=list)
     # Versions that the plugin has replaced, and until when a call may still bring them, in the loop's time.
     earlier: dict[str, float] = field(default_factory=dict)
+    # Whether its plugin may replace a token.
+    rotates: bool = False
 
     def serves(self, version: str) -> bool:
         """Whether it is the session of this version, or of one that its plugin has made this one of a moment ago."""
@@ -124,7 +128,7 @@ class _Session:
 
     def hide(self, credential: Credential, metadata: ExchangeMetadata) -> None:
         """Keep this credential out of log lines."""
-        self.hidden = self.opened
+        self.hidden, self.rotates = self.opened, bool(metadata.rotating_fields)
         self.held.append(LIVE.hold(_secret_texts(credential, metadata)))
         for held in self.held[:-_MOST_HIDDEN]:
             held.release()
@@ -306,7 +310,8 @@ class Sessions:
         if session.retired and not session.users:
             for held in session.held:
                 held.release()
-            self._closing.start(session.state.close(), name="session closing")
+            patience = _LAST_REFRESH if session.rotates else 0.0
+            self._closing.start(session.state.close(patience), name="session closing")
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 PRODUCTION = "production"
 SANDBOX = "sandbox"
 
+# What a row of a balance is: money of its asset, or an instrument that is held.
+CASH = "cash"
+HOLDING = "holding"
+_KINDS = ("", CASH, HOLDING)
+
 # The catalogue's asset classes, as the owner's application shows them.
 ASSET_CLASSES = ("Crypto", "Forex", "Stocks", "Options", "Futures", "Multi-Asset")
 
@@ -321,12 +326,14 @@ class VenueReports:
     """What is learnt of the venue beside its answer during one call; see `VenueCall.report_usage`.
 
     `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
-    `cooldown` is in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to
-    come, by `time.monotonic`, and `opening` whether the call still waits for its credential; the host sets both.
+    `costs` has, by such a window, the units that this call has really used, under 0 those of each limit. `cooldown` is
+    in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to come, by
+    `time.monotonic`, and `opening` whether the call still waits for its credential; the host sets both.
     """
 
     usage: dict[int, tuple[int, float]] = field(default_factory=dict)
     cooldown: float = 0.0
+    costs: dict[int, int] = field(default_factory=dict)
     answered_at: float | None = field(default=None, compare=False)
     opening: bool = field(default=False, compare=False)
     # Called after each report, so that the gate can act on it before the call ends.
@@ -350,6 +357,10 @@ _LARGEST_POWER = 100
 _MOST_DIGITS = 250
 
 
+# The fields of an AssetBalance that say which row it is.
+_NO_AMOUNTS = frozenset({"asset", "venue_asset", "kind"})
+
+
 def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
     """Raise TypeError for an amount that is not a Decimal, such as a float, ValueError for one that is too large."""
     for name in value.__slots__:
@@ -369,8 +380,9 @@ class AssetBalance:
     """One asset in one venue account, with the numbers as the venue states them; None if it does not say.
 
     Do not compute `used` as `total - free`: on margin venues the three need not add up. `venue_asset` is the venue's
-    own code if it differs from `asset`. Raises TypeError for an amount that is not a Decimal, ValueError for one that
-    is not finite.
+    own code if it differs from `asset`. `kind` is CASH for money, HOLDING for an instrument such as a stock, or
+    empty where nothing can be confused: a stock named USD and the currency are two rows. Raises TypeError for an amount
+    that is not a Decimal, ValueError for one that is not finite and for another kind.
     """
 
     asset: str
@@ -379,9 +391,17 @@ class AssetBalance:
     used: Decimal | None = None
     debt: Decimal | None = None
     venue_asset: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
-        _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
+        _check_amounts(self, skip=_NO_AMOUNTS)
+        if self.kind not in _KINDS:
+            raise WrongValue('AssetBalance.kind must be CASH ("cash"), HOLDING ("holding") or empty')
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Asset, the venue's code and kind, which differ from those of every other row of the same venue account."""
+        return (self.asset, self.venue_asset, self.kind)
 
     def mismatch(self) -> bool:
         """Whether `free` and `used` do not add up to `total`, or the only one of them that is known is larger."""

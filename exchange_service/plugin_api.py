@@ -46,6 +46,8 @@ from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
     ANSWER_LIMIT,
     ASSET_CLASSES,
+    CASH,
+    HOLDING,
     PRODUCTION,
     SANDBOX,
     SECRET_FIELDS,
@@ -76,17 +78,26 @@ from exchange_service.plugin_kit.payload import (
     as_list,
     as_object,
     check_unique,
+    iso_time,
     milliseconds,
     parse_amount,
     parse_json,
     required_amount,
+    required_iso_time,
     required_milliseconds,
+    required_seconds,
     retry_after,
+    seconds,
     text,
 )
 from exchange_service.plugin_kit.push import PushLanguage, Socket, Subscription, subscribed
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
+from exchange_service.plugin_kit.several_accounts import (
+    combined_summary,
+    gather_accounts,
+    read_account_list,
+    split_accounts,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import beside_the_loop
 
@@ -95,6 +106,8 @@ __all__ = [
     "ANSWER_LIMIT",
     "API_VERSION",
     "ASSET_CLASSES",
+    "CASH",
+    "HOLDING",
     "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
@@ -153,6 +166,7 @@ __all__ = [
     "gather_accounts",
     "hookimpl",
     "hookspec",
+    "iso_time",
     "milliseconds",
     "parse_amount",
     "parse_json",
@@ -163,9 +177,13 @@ __all__ = [
     "require_account",
     "require_same_accounts",
     "required_amount",
+    "required_iso_time",
     "required_milliseconds",
+    "required_seconds",
     "required_text",
     "retry_after",
+    "seconds",
+    "split_accounts",
     "subscribed",
     "text",
     "wallet_address",
@@ -389,6 +407,20 @@ class VenueCall:
         if self.replacing is None:
             raise NotSupported("The credential of this call is not stored by the service, and cannot be replaced.")
         return await self.replacing(changes)
+
+    def report_cost(self, units: int, seconds: int | None = None) -> None:
+        """Report what reading this balance has really used so far, where that depends on the answer, as on its pages.
+
+        `units` are those of the listing's `RateLimit` whose window has `seconds`; None: of each of its limits. What is
+        beyond the limit's `cost` is charged at once: later calls wait for it, and this one goes on. Less gives nothing
+        back. Of several reports in one call the greatest counts, so report the sum so far. Nothing happens if no limit
+        has this window. Raises as `report_usage` does.
+        """
+        used = min(math.ceil(_at_least_zero(units)), _MOST_UNITS)
+        window = 0 if seconds is None else int(_at_least_zero(seconds))
+        if seconds is None or any(limit.seconds == window for limit in self.exchange.limits):
+            self.reports.costs[window] = max(used, self.reports.costs.get(window, 0))
+            self.reports.on_report()
 
     async def compute(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """What the plain function `work` makes of an answer: `await call.compute(parse.account, payload)`.

@@ -22,6 +22,8 @@ import pytest
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parent.parent
+# The two distributions of the service's package.
+SERVICE = (ROOT, ROOT / "packages" / "exchange-service-plugin")
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
 _DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
@@ -47,22 +49,70 @@ def install(programs: Path, *what: object) -> None:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The core's wheel as "core", and each plugin's by its folder's name."""
+    """The wheels of the service ("core"), of exchange-service-plugin ("plugin") and of plugins, by their folders."""
     plugins = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
-    built = build_wheels(tmp_path_factory.mktemp("wheels"), ROOT, *plugins)
+    built = build_wheels(tmp_path_factory.mktemp("wheels"), *SERVICE, *plugins)
     return {name.removeprefix("exchange_service").removeprefix("_") or "core": wheel for name, wheel in built.items()}
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Path:
     """A new environment with the core and OANDA's plugin alone; the folder of its programs."""
-    folder = tmp_path_factory.mktemp("clean")
+    return new_environment(tmp_path_factory.mktemp("clean"), wheels["core"], wheels["plugin"], wheels["oanda"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Path:
+    """A new environment with OANDA's plugin and its test kit, and without the service; the folder of its programs."""
+    # The extra, by the wheel's address: no index is asked for it.
+    kit = f"exchange-service-plugin[testing] @ {wheels['plugin'].as_uri()}"
+    return new_environment(tmp_path_factory.mktemp("small"), kit, wheels["oanda"])
+
+
+def new_environment(folder: Path, *what: object) -> Path:
+    """A new virtual environment with `what` and what it needs, in the locked versions; the folder of its programs."""
     venv.create(folder / "venv")
     constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(_PINNED.findall((ROOT / "requirements" / "run.lock").read_text())))
+    constraints.write_text("\n".join(_PINNED.findall((ROOT / "requirements" / "dev.lock").read_text())))
     programs = folder / "venv" / "bin"
-    install(programs, "-c", constraints, wheels["core"], wheels["oanda"])
+    install(programs, "-c", constraints, *what)
     return programs
+
+
+def files_of(wheel: Path) -> set[str]:
+    """The files of a wheel below exchange_service/."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.startswith("exchange_service/")}
+
+
+def test_each_file_of_the_package_is_in_one_of_the_two_wheels(wheels: dict[str, Path]) -> None:
+    tree = (path for path in (ROOT / "exchange_service").rglob("*") if path.is_file())
+    files = {path.relative_to(ROOT).as_posix() for path in tree if path.parent.name != "__pycache__"}
+    core, plugin = files_of(wheels["core"]), files_of(wheels["plugin"])
+    assert not core & plugin
+    assert core | plugin == files
+    assert "exchange_service/py.typed" in plugin
+
+
+def test_the_smaller_wheel_can_be_built_from_its_source_distribution(wheels: dict[str, Path], tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=SERVICE[1])
+    (source,) = tmp_path.glob("*.tar.gz")
+    (built,) = build_wheels(tmp_path / "wheels", source).values()
+    assert files_of(built) == files_of(wheels["plugin"])
+
+
+def test_a_plugin_is_tested_where_the_service_is_not_installed(small: Path, tmp_path: Path) -> None:
+    installed = {item["name"].lower() for item in json.loads(pip_list(small))}
+    assert "exchange-service-oanda" in installed
+    assert not installed & {"exchange-service", "grpcio", "sqlalchemy", "redis", "typer", "uvloop", "psutil", "rich"}
+    command = (small / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--exchange-plugin", "oanda")
+    output = run(*command, "-k", "manifest or good_credential or missing_field", cwd=tmp_path)
+    assert re.search(r"\b\d+ passed", output), output
+
+
+def pip_list(programs: Path) -> str:
+    """What is installed in an environment, as JSON."""
+    return run(sys.executable, "-m", "pip", "--python", programs / "python", "list", "--format", "json")
 
 
 def test_the_wheel_has_every_template_and_static_file_of_the_console(wheels: dict[str, Path]) -> None:
@@ -117,13 +167,22 @@ class Installed:
 
 
 def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> None:
-    assert set(wheels) == {"core", "aster", "ccxt_generic", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier"}
+    assert set(wheels) == {
+        "core",
+        "plugin",
+        "aster",
+        "ccxt_generic",
+        "hyperliquid",
+        "lighter",
+        "oanda",
+        "tastytrade",
+        "tradier",
+    }
     listing = run(sys.executable, "-m", "zipfile", "-l", wheels["ccxt_generic"])
     assert "exchange_service_ccxt_generic/snapshot.json" in listing
     listing = run(sys.executable, "-m", "zipfile", "-l", wheels["core"])
     assert "exchange_service/v1/exchange_service_pb2.py" in listing
     assert "exchange_service/operator/v1/plugin_service_pb2.py" in listing
-    assert "exchange_service/py.typed" in listing
     assert "tests/" not in listing
 
 

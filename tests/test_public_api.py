@@ -22,6 +22,8 @@ EXPORTS: dict[str, set[str]] = {
         "ANSWER_LIMIT",
         "API_VERSION",
         "ASSET_CLASSES",
+        "CASH",
+        "HOLDING",
         "Account",
         "AccountUnknown",
         "AddressNotAllowed",
@@ -80,6 +82,7 @@ EXPORTS: dict[str, set[str]] = {
         "gateway_error",
         "hookimpl",
         "hookspec",
+        "iso_time",
         "milliseconds",
         "parse_amount",
         "parse_json",
@@ -90,9 +93,13 @@ EXPORTS: dict[str, set[str]] = {
         "require_account",
         "require_same_accounts",
         "required_amount",
+        "required_iso_time",
         "required_milliseconds",
+        "required_seconds",
         "required_text",
         "retry_after",
+        "seconds",
+        "split_accounts",
         "subscribed",
         "text",
         "wallet_address",
@@ -242,4 +249,5 @@ def test_the_entry_point_groups_keep_their_names() -> None:
     assert {point.name for point in entry_points(group="exchange_service.simulators")} >= {"oanda"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"exchange-service": "exchange_service.cli:main"}
-    assert project["entry-points"]["pytest11"] == {"exchange_service": "exchange_service.pytest_plugin"}
+    kit = tomllib.loads((ROOT / "packages" / "exchange-service-plugin" / "pyproject.toml").read_text())["project"]
+    assert kit["entry-points"]["pytest11"] == {"exchange_service": "exchange_service.pytest_plugin"}

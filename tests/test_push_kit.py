@@ -11,6 +11,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class PushVenue(LoopbackVenue):
         return response
 
     async def _bomb(self, request: web.Request) -> web.Response:
-        fault = Fault.gzip_bomb(80 * 1024 * 1024)
+        fault = _bomb()
         return web.Response(body=fault.body, headers=dict(fault.headers))
 
     async def _drip_refusal(self, request: web.Request) -> web.StreamResponse:
@@ -249,6 +250,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of some hundredths of a second."""
     monkeypatch.setattr(push, "_SHORTEST_PAUSE", 0.02)
     monkeypatch.setattr(PushLanguage, "linger", 0.05)
+
+
+@cache
+def _bomb() -> Fault:
+    return Fault.gzip_bomb(80 * 1024 * 1024)
 
 
 def resident() -> int:
@@ -933,6 +939,8 @@ class TestLines:
 
     async def test_a_compressed_bomb_ends_it_in_little_memory(self) -> None:
         async with opened() as (venue, call):
+            # Made before, and kept: the venue of this test is in the same process.
+            assert _bomb().body
             before = resident()
             async with call.http.lines(f"{venue.url}/bomb") as lines:
                 assert isinstance(await error_of(anext(lines)), VenueMalformed)

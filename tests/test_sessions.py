@@ -33,6 +33,8 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.plugin_api import (
+    CASH,
+    HOLDING,
     Account,
     AssetBalance,
     Balance,
@@ -691,12 +693,24 @@ class TestShape:
         balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
         assert len(balance.venue_accounts[0].assets) == 2
 
+    async def test_a_currency_and_a_stock_of_the_same_name_are_two_rows(self, sessions: Sessions) -> None:
+        rows = (_row("USD", kind=CASH), _row("USD", kind=HOLDING), _row("USD"))
+        balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
+        assert [row.kind for row in balance.venue_accounts[0].assets] == [CASH, HOLDING, ""]
+
+    async def test_two_rows_of_one_asset_and_kind_are_refused(self, sessions: Sessions) -> None:
+        rows = (_row("USD", kind=CASH), _row("USD", kind=CASH))
+        with pytest.raises(PluginFailed, match="two rows for one asset and kind"):
+            await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
+
 
 class TestReports:
     """What a plugin reports of the venue's limits goes to the gate, and perhaps to another process first."""
 
     @pytest.mark.parametrize("number", ["12", None, float("nan"), float("inf")])
-    @pytest.mark.parametrize("report", [VenueCall.report_cooldown, lambda call, used: call.report_usage(used, 60)])
+    @pytest.mark.parametrize(
+        "report", [VenueCall.report_cooldown, VenueCall.report_cost, lambda call, used: call.report_usage(used, 60)]
+    )
     async def test_a_report_without_a_number_is_the_plugins_failure(
         self, sessions: Sessions, report: Callable[[VenueCall, Any], None], number: Any
     ) -> None:

@@ -5,6 +5,7 @@ frames on a Unix socket:
 
     reaper.py          ends all that the plugin has started when the service or the main program ends
     main.py            the main program of the process
+    arguments.py       the main program's arguments
     server.py          in the process: one plugin, its sessions, and the answers to the service's calls
     launch.py          how a process is started: its environment, its limits, its folder
     process.py         one process: start, handshake, calls, memory, end

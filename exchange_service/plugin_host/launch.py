@@ -20,6 +20,7 @@ from pathlib import Path
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host import sandbox
+from exchange_service.plugin_host.arguments import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.plugin_host.child import ChildProcess, begin_in_thread, run_in_thread
 from exchange_service.printable import printable
 from exchange_service.socket_folder import make_socket_folder
@@ -41,10 +42,6 @@ _REFRESH_LIMIT = 120.0
 _REAPER_LIMIT = 5.0
 # The exit status of a process that the kernel did not restrict as it was told, see reaper.py.
 _NOT_CONFINED = 126
-# Arguments of the main program, instead of a socket: write the manifest, or a newer one.
-WRITE_MANIFEST, REFRESH_MANIFEST = "--manifest", "--refresh"
-# The first byte of the answer: a plugin that may have a newer manifest later, and a reason in place of a manifest.
-REFRESHES, REJECTED = b"+", b"!"
 
 
 class StartFailed(Exception):

@@ -26,7 +26,7 @@ import structlog
 from exchange_service.gc_tuning import set_thresholds
 from exchange_service.observability.logs import configure_logging
 from exchange_service.observability.redaction import redact
-from exchange_service.plugin_host.launch import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
+from exchange_service.plugin_host.arguments import REFRESH_MANIFEST, REFRESHES, REJECTED, WRITE_MANIFEST
 from exchange_service.process_secrecy import hide_process
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, is_recorded, load_entry_point, plugin_info
 from exchange_service.venues.manifests import PluginRejected, write_manifest

@@ -8,8 +8,8 @@
 This is all, if the simulator is a `DemoVenue`. For any other simulator also define `credential`, which returns the row
 that opens an account there. A plugin that has only a listing so far inherits `ListingContract` and sets the first two.
 
-Install `exchange-service[testing]` and run pytest; both modes of pytest-asyncio work. If blockbuster is installed, the
-suite also finds calls that block the event loop.
+Install `exchange-service-plugin[testing]` and run pytest; both modes of pytest-asyncio work. If blockbuster is
+installed, the suite also finds calls that block the event loop.
 """
 
 from __future__ import annotations

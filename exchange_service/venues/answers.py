@@ -194,9 +194,9 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
                 return "a row's venue_asset is not a text"
             if len(row.asset) > _LONGEST_NAME or len(row.venue_asset) > _LONGEST_NAME:
                 return f"an asset has a name of over {_LONGEST_NAME} characters"
-            assets.add((row.asset, row.venue_asset))
+            assets.add(row.identity)
         if len(assets) != len(account.assets):
-            return "an account has two rows for one asset"
+            return "an account has two rows for one asset and kind"
     if not isinstance(balance.summary, Summary | None):
         return "its summary is of another type"
     return ""

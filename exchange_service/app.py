@@ -37,7 +37,6 @@ from exchange_service.credentials.configured import configured_hash_key, open_co
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
-from exchange_service.errors import CredentialRejected
 from exchange_service.gc_tuning import collect_while_quick
 from exchange_service.grpc_server.account_servicer import AccountServicer
 from exchange_service.grpc_server.certificates import (
@@ -188,9 +187,7 @@ def open_balances(
     def done(target: Target, error: BaseException | None) -> None:
         refusals.on_fetch_done(target, error)
         fetches.on_fetch_done(target, error)
-        if isinstance(error, CredentialRejected) and target.listing.metadata.rotating_fields:
-            # Another replica may have spent the token and stored the next one.
-            references.forget(target.reference.account)
+        credentials.on_fetch_done(target, error)
 
     ttl = max(freshness.stale_grace, freshness.max_age)
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)

@@ -127,7 +127,7 @@ class RotatingVenue(LoopbackVenue):
 
 
 def install(folder: Path) -> None:
-    """The plugin as a distribution of the project's kind, so that it may run in the service's process."""
+    """The plugin as an installed distribution, which the operator may run in the service's process."""
     (folder / "rota_plugin.py").write_text(PLUGIN)
     meta = folder / "acme_rota-1.2.dist-info"
     meta.mkdir(parents=True)

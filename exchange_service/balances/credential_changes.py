@@ -13,6 +13,7 @@ from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.refusals import Refusals
 from exchange_service.credentials import CredentialReference, credential_id, user_hash
 from exchange_service.credentials.references import CachedReferences
+from exchange_service.errors import CredentialRejected
 from exchange_service.model import Account
 from exchange_service.venues.fetching import Target, Venues
 
@@ -98,6 +99,12 @@ class CredentialChanges:
         """Look again for the credential with this id: another replica has replaced a token in it."""
         for account in self._used.get(hashed_id, {}):
             self._references.forget(account)
+
+    def on_fetch_done(self, target: Target, error: BaseException | None) -> None:
+        """A fetch has ended. If the venue refuses a token that rotates, another replica may have spent it and stored
+        the next one."""
+        if isinstance(error, CredentialRejected) and target.listing.metadata.rotating_fields:
+            self._references.forget(target.reference.account)
 
     def on_change(self, hashed_id: bytes) -> None:
         """Drop what depends on the credential with this id, and have its feeds read again."""

@@ -84,7 +84,7 @@ class SqlCredentialStore:
         return read_credential(await self.vault.open_row(row))
 
     async def read_row(self, stored_as: Account) -> CredentialRow | None:
-        """The row of this account as it is stored; None if there is none. CredentialInvalid if there are several, or if
+        """The row of this account as it is stored, or None. CredentialInvalid if there are several, or if
         it holds a text that is too long."""
         rows = await self.call(lambda connection, table: _select_matching(connection, table, stored_as))
         return only_one(rows, stored_as)

@@ -21,7 +21,7 @@ from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, fil
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, ServiceError
-from exchange_service.model import Account, Credential, KeyRights, VenueReports
+from exchange_service.model import Account, Credential, KeyRights, Secret, VenueReports
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_form
 from exchange_service.testing.projects import PluginProject
@@ -122,9 +122,12 @@ class Trial:
     environment: str
     masker: Masker
     credential: Credential
-    # "the simulator OandaSimulator", "http://...", or "the real venue".
+    # "the simulator OandaSimulator, ...", "the address http://...", or "the real venue".
     where: str
     files: AuthorsFiles
+    live: bool = False
+    # The simulator's class; empty for an address or the real venue.
+    simulator: str = ""
     requests: list[SeenRequest] = field(default_factory=list)
     began: float = 0.0
     seconds: float = 0.0
@@ -138,10 +141,19 @@ class Trial:
     rights_error: ServiceError | None = None
     pushes: list[PushedItem] = field(default_factory=list)
     push_error: ServiceError | None = None
+    # The fields that the plugin has replaced, because the venue gave new values.
+    replaced: list[str] = field(default_factory=list)
     printed: str = ""
     # What is still open after the account's session was closed: names of tasks, and texts of warnings.
     left_tasks: list[str] = field(default_factory=list)
     left_open: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """What answered, without its address."""
+        if self.live:
+            return "the real venue"
+        return self.simulator or "an address in the venue's place"
 
 
 def load_project(project: PluginProject) -> LoadedProject:
@@ -247,7 +259,8 @@ async def try_plugin(
     account, listing = registry.account(_USER, listing.metadata.id, wish.environment, wish.account_type)
     environment = venue_environment(listing.metadata, account, credential).name
     masker = Masker(credential_texts(credential, listing.metadata)[0])
-    trial = Trial(listing, account, environment, masker, credential, where, loaded.files)
+    simulator = type(venue).__name__ if venue is not None else ""
+    trial = Trial(listing, account, environment, masker, credential, where, loaded.files, wish.live, simulator)
     tap = HttpTap()
     trial.requests = tap.requests
     with _overhearing() as overheard, warnings.catch_warnings(record=True) as warned, LoopWatch(loaded.files) as watch:
@@ -277,10 +290,21 @@ class _Run:
         async def opened(_reference: CredentialReference) -> Credential:
             return trial.credential
 
-        self._sessions = Sessions(opened, self._pool, overrides={listing.metadata.id: wish.url} if wish.url else {})
+        overrides = {listing.metadata.id: wish.url} if wish.url else {}
+        self._sessions = Sessions(opened, self._pool, overrides=overrides, replace_credential=self._replace)
         reference = CredentialReference(trial.account.stored(), trial.account.stored(), "1")
         self._target = Target(trial.account, listing, reference, reports=trial.reports)
         self._observer = _observer(self)
+
+    async def _replace(
+        self, account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+    ) -> str | None:
+        """Keep what the plugin replaces for the rest of the trial, and show it nowhere."""
+        for name, value in changes.items():
+            self._trial.masker.secrets.add(name, value.reveal())
+        self._trial.credential = self._trial.credential.with_fields(changes)
+        self._trial.replaced = sorted({*self._trial.replaced, *changes})
+        return version
 
     async def make(self, venue: Any) -> None:
         manager = self._trial.listing.plugin.manager

@@ -65,6 +65,10 @@ EXAMPLES: dict[str, tuple[set[str], set[str]]] = {
         {"spot USDC 5230.118264/4387.618264/842.5", "spot HYPE 31.25/31.25/0"},
         {"spot USDC 5230.118264 - 4387.618264 842.5 321.5"},
     ),
+    "alpaca": (
+        {"margin USD 5250.75/-/-", "margin AAPL 12/10/-", "margin BTC 0.0425/0.0425/-"},
+        {"margin USD 10148.89625 5250.75 5250.75 2449.073125 -"},
+    ),
     "tastytrade": (
         {"margin USD 12875.412/19735.412/24380"},
         {"margin USD 45230.412 12875.412 19735.412 24380 -"},

@@ -27,11 +27,27 @@ from exchange_service_alpaca.push import watch_orders
 LIMITS = (RateLimit("key", REQUESTS_A_MINUTE, 60, cost=2),)
 # A position costs an answer about 600 bytes, and a balance has up to 5000 rows.
 ANSWER_LIMIT = 4 * 1024 * 1024
+# Each buying power multiplier of an account, 1 included, stands for a margin account.
+# witness: vendor: https://github.com/alpacahq/cli api/specs/trading-api.json, Account.multiplier
+_TYPES = ("margin",)
+# witness: vendor: https://github.com/alpacahq/alpaca-py alpaca/common/enums.py, BaseURL
+_ENVIRONMENTS = (
+    Environment(
+        "production",
+        {"api": "https://api.alpaca.markets", "push": "wss://api.alpaca.markets/stream"},
+        aliases=("live",),
+    ),
+    Environment(
+        "sandbox",
+        {"api": "https://paper-api.alpaca.markets", "push": "wss://paper-api.alpaca.markets/stream"},
+        aliases=("paper",),
+    ),
+)
 ALPACA = ExchangeMetadata(
     id="alpaca",
     name="Alpaca",
     asset_class="Stocks",
-    asset_types="US Stocks, Options, Crypto",
+    asset_types="US Stocks • Options • Crypto",
     market_hours="Market Hours",
     icon="i-heroicons-chart-bar",
     color_class="bg-yellow-500/20 text-yellow-500",
@@ -43,23 +59,9 @@ ALPACA = ExchangeMetadata(
         CredentialField("api_key", "API key ID", private_keys=()),
         CredentialField("api_secret", "Secret key", private_keys=()),
     ),
-    # Each buying power multiplier of an account stands for a margin account, the one without a loan included.
-    # witness: vendor: https://github.com/alpacahq/cli api/specs/trading-api.json, Account.multiplier
-    account_types=("margin",),
+    account_types=_TYPES,
     capabilities=Capabilities(sandbox=True, push=True),
-    # witness: vendor: https://github.com/alpacahq/alpaca-py alpaca/common/enums.py
-    environments=(
-        Environment(
-            "production",
-            {"api": "https://api.alpaca.markets", "push": "wss://api.alpaca.markets/stream"},
-            aliases=("live",),
-        ),
-        Environment(
-            "sandbox",
-            {"api": "https://paper-api.alpaca.markets", "push": "wss://paper-api.alpaca.markets/stream"},
-            aliases=("paper",),
-        ),
-    ),
+    environments=_ENVIRONMENTS,
     documentation_url="https://docs.alpaca.markets/docs/trading-api",
     credential_url="https://app.alpaca.markets/",
     limits=LIMITS,

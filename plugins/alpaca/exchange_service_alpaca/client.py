@@ -25,6 +25,11 @@ from exchange_service.plugin_api import (
 # witness: vendor: https://alpaca.markets/support/usage-limit-api-calls/
 REQUESTS_A_MINUTE = 200
 _WINDOW = 60
+# Headers of each answer: how many requests are left, and when they begin again, in seconds since 1970.
+# witness: vendor: https://forum.alpaca.markets/t/executing-orders/12029
+_REMAINING = "X-RateLimit-Remaining"
+# witness: vendor: https://forum.alpaca.markets/t/executing-orders/12029
+_RESET = "X-RateLimit-Reset"
 # Digits of a time in seconds since 1970, or of a number of requests. Anything longer is neither.
 _LONGEST_NUMBER = 12
 
@@ -36,7 +41,7 @@ _REFUSALS: Mapping[tuple[int, str], type[VenueError]] = {
     (401, "unauthorized"): CredentialRejected,
     # Alpaca answers so to a request without a key that it knows, and not for the want of a right.
     (403, "forbidden"): CredentialRejected,  # witness: report: https://github.com/alpacahq/alpaca-py/issues/347
-    (429, "42910000"): VenueRateLimited,  # witness: CCXT: `alpaca.exceptions`
+    (429, "42910000"): VenueRateLimited,  # witness: CCXT: alpaca.exceptions
 }
 
 
@@ -69,7 +74,7 @@ class AlpacaClient:
 
         Some accounts have a greater limit, so what counts is how many requests are left.
         """
-        left, until = _number(response, "X-RateLimit-Remaining"), _seconds_to_reset(response)
+        left, until = _number(response, _REMAINING), _seconds_to_reset(response)
         if left is not None and until is not None:
             self._call.report_usage(max(0, REQUESTS_A_MINUTE - left), _WINDOW, resets_after=until)
 
@@ -109,8 +114,7 @@ def _word(response: Response) -> str:
 
 def _seconds_to_reset(response: Response) -> float | None:
     """How long until the window of the limit begins again, at most a window; None if the answer does not say."""
-    # witness: vendor: https://forum.alpaca.markets/t/executing-orders/12029
-    reset = _number(response, "X-RateLimit-Reset")
+    reset = _number(response, _RESET)
     return None if reset is None else min(max(reset - time.time(), 0.0), float(_WINDOW))
 
 

@@ -25,6 +25,16 @@ from exchange_service.plugin_api import (
 
 _ACCOUNT, _POSITION = "account", "positions[]"
 _ACTIVE = "ACTIVE"
+# Alpaca reports short positions with negative quantities and values, by its notes on orders and positions in
+# https://github.com/alpacahq/alpaca-docs content/api-references/trading-api/_index.md, too.
+# The sign of a position's quantity and of its worth.
+_SIGNS: Mapping[str, int] = {
+    "long": 1,  # witness: vendor: https://docs.alpaca.markets/docs/websocket-streaming
+    "short": -1,  # witness: report: https://github.com/alpacahq/Alpaca-API/issues/86
+}
+# What the symbol of a crypto position ends with.
+# witness: CCXT: alpaca.parse_balance
+_QUOTED_IN = "USD"
 # A worth in dollars below which rounding decides.
 _HARDLY_ANYTHING = Decimal(1)
 
@@ -161,18 +171,15 @@ def _position(row: Mapping[str, Any]) -> AssetBalance:
 
 def _check_side(side: str, quantity: Decimal) -> None:
     """Raise VenueMalformed unless a long position is positive and a short one negative."""
-    # witness: vendor: https://github.com/alpacahq/alpaca-docs content/api-references/trading-api/_index.md
-    # witness: report: https://github.com/alpacahq/Alpaca-API/issues/86
-    if side not in ("long", "short"):
+    if side not in _SIGNS:
         raise VenueMalformed(f"{_POSITION}.side is neither long nor short.")
-    if quantity and (quantity < 0) != (side == "short"):
+    if quantity and (quantity < 0) != (_SIGNS[side] < 0):
         raise VenueMalformed(f"{_POSITION}.qty has another sign than its side.")
 
 
 def _asset(symbol: str, asset_class: str) -> str:
     """The coin of a crypto position, such as BTC of BTCUSD or BTC/USD; the symbol itself of everything else."""
-    # witness: CCXT: `alpaca.parse_balance`
     if asset_class != "crypto":
         return symbol
     coin, slash, _ = symbol.partition("/")
-    return (coin if slash else symbol.removesuffix("USD")) or symbol
+    return (coin if slash else symbol.removesuffix(_QUOTED_IN)) or symbol

@@ -21,9 +21,13 @@ _REFUSALS: Mapping[str, tuple[type[web.HTTPError], Mapping[str, Any]]] = {
     "unknown key": (web.HTTPForbidden, {"message": "forbidden."}),
     # witness: report: https://github.com/alpacahq/alpaca-py/issues/519
     "other environment": (web.HTTPUnauthorized, {"code": 40110000, "message": "request is not authorized"}),
-    # witness: CCXT: `alpaca.exceptions`
-    "limit": (web.HTTPTooManyRequests, {"code": 42910000, "message": "rate limit exceeded"}),
+    # witness: CCXT: alpaca.exceptions
+    "42910000": (web.HTTPTooManyRequests, {"code": 42910000, "message": "rate limit exceeded"}),
 }
+# The refusal of a key that has used its requests up.
+_LIMITED = "42910000"
+# witness: vendor: https://forum.alpaca.markets/t/executing-orders/12029
+_LIMIT_HEADERS = ("X-Ratelimit-Limit", "X-Ratelimit-Remaining", "X-Ratelimit-Reset")
 # Seconds until the simulated limit begins again.
 _RESET_AFTER = 30
 _SECRET = "demo-secret-of-alpaca-0123456789"
@@ -82,7 +86,7 @@ class AlpacaSimulator(DemoVenue):
         "wrong key": "report: https://github.com/alpacahq/alpaca-py/issues/347",
         "missing right": "unproven: the statuses are documented, and no answer of an application was found",
         "wrong environment": "report: https://github.com/alpacahq/alpaca-py/issues/519",
-        "rate limit": "CCXT: `alpaca.exceptions`",
+        "rate limit": "CCXT: alpaca.exceptions",
         "outage": "unproven: a page of a gateway; searched the documents and the issues of alpacahq",
     }
 
@@ -147,7 +151,7 @@ class AlpacaSimulator(DemoVenue):
         account = SimulatedAccount("e6fe16f3-64a4-4921-8928-cadf02f92f98", "PA3DEMO00001", moving=situation == "moving")
         if situation == "empty":
             account = SimulatedAccount("0b1d8d2c-4f4e-4d0b-9a34-1c7f0e1d2a3b", "PA3DEMO00002", Decimal(0), [])
-        row = self.add_key(key_id, account, refusal="limit" if situation == "limited" else "")
+        row = self.add_key(key_id, account, refusal=_LIMITED if situation == "limited" else "")
         if situation == "refused":
             del self.keys[key_id]
         if situation != "limited":
@@ -168,7 +172,7 @@ class AlpacaSimulator(DemoVenue):
             return None
         key_id = f"PKTROUBLE{trouble.replace(' ', '').upper()}"
         account = SimulatedAccount("e6fe16f3-64a4-4921-8928-cadf02f92f98", "PA3DEMO00001")
-        refusal = {"wrong environment": "other environment", "rate limit": "limit"}.get(trouble, "")
+        refusal = {"wrong environment": "other environment", "rate limit": _LIMITED}.get(trouble, "")
         row = self.add_key(key_id, account, refusal=refusal)
         if trouble == "wrong key":
             del self.keys[key_id]
@@ -260,15 +264,10 @@ def _status_of(client: PushClient) -> str:
 
 
 def _limit_headers(left: int) -> dict[str, str]:
-    # witness: vendor: https://forum.alpaca.markets/t/executing-orders/12029
-    return {
-        "X-Ratelimit-Limit": "200",
-        "X-Ratelimit-Remaining": str(left),
-        "X-Ratelimit-Reset": str(int(time.time()) + _RESET_AFTER),
-    }
+    return dict(zip(_LIMIT_HEADERS, ("200", str(left), str(int(time.time()) + _RESET_AFTER)), strict=True))
 
 
 def _refuse(name: str) -> web.HTTPError:
     kind, body = _REFUSALS[name]
-    headers = _limit_headers(0) if name == "limit" else {}
+    headers = _limit_headers(0) if name == _LIMITED else {}
     return kind(text=json.dumps(body), content_type="application/json", headers=headers)

@@ -195,6 +195,30 @@ def inner(row, token):
         assert request["status"] == 200
         assert any("ACME" in line for line in request["answer"])
 
+    def test_a_token_that_the_venue_gave_is_hidden_where_no_name_tells_of_it(self, tmp_path: Path) -> None:
+        folder = write_project(
+            tmp_path,
+            """
+    given = (await call.http.get(call.url() + "/v1/holdings", headers={"Authorization": "x"})).json()["access_token"]
+    await call.http.post(call.url() + "/v1/" + given, json=["login", given], headers={"X-Anything": given})
+    return Balance((VenueAccount(type="cash"),))
+""",
+        )
+        simulator = folder / "exchange_service_acme" / "simulator.py"
+        simulator.write_text(
+            simulator.read_text().replace('"you_sent":', '"access_token": "word-word-word-word", "sent":')
+        )
+        report = report_of(str(folder))
+        assert "word-word-word-word" not in json.dumps(report)
+        assert report["requests"][1]["body"] == '["login", "[hidden]"]'
+
+    def test_the_real_venue_is_asked_with_live_and_a_host_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        report = report_of(str(write_project(tmp_path, GOOD)), "--live", stdin=json.dumps({"api_key": TOKEN}), code=5)
+        assert report["tried"] == "the real venue"
+        assert report["requests"][0]["url"] == "https://api.acme.example/v1/holdings"
+        assert report["requests"][0]["status"] is None
+        assert report["error"]["reason"] == "VENUE_UNAVAILABLE"
+
     def test_a_listing_without_a_simulator_says_what_to_do(self, tmp_path: Path) -> None:
         folder = write_project(tmp_path, GOOD)
         text = (folder / "pyproject.toml").read_text()
@@ -301,6 +325,7 @@ def encodings(secret: str) -> dict[str, str]:
         "Basic": base64.b64encode(f"user:{secret}".encode()).decode(),
         "within Base64": base64.b64encode(f'{{"k":"{secret}","more":1}}'.encode()).decode(),
         "Base64 in a form": quote(base64.b64encode(data).decode(), safe=""),
+        "Base64 in lines": base64.encodebytes(b"before the secret, which is " + data + b" and after it" * 4).decode(),
         "hex": data.hex(),
         "HEX": data.hex().upper(),
     }

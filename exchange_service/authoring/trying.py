@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import json
 import sys
 import time
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 
 import pluggy
 
-from exchange_service.authoring.masking import Masker, credential_texts
+from exchange_service.authoring.masking import Masker, credential_texts, secrets_given
 from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
@@ -270,9 +271,22 @@ async def try_plugin(
         finally:
             await run.close()
             gc.collect()
+    _learn_secrets(trial)
     trial.blockings, trial.printed = watch.blockings, overheard.getvalue()
     trial.left_open = [str(item.message) for item in warned if issubclass(item.category, ResourceWarning)]
     return trial
+
+
+def _learn_secrets(trial: Trial) -> None:
+    """Hide also the tokens that the venue has given for the credential, wherever they are sent again."""
+    for seen in trial.requests:
+        for body in (bytes(seen.answer), *(message.text.encode() for message in seen.messages)):
+            try:
+                value = json.loads(body)
+            except (ValueError, RecursionError):
+                continue
+            for name, text in secrets_given(value):
+                trial.masker.secrets.add(f"{name} of an answer", text)
 
 
 class _Run:

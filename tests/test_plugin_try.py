@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -13,13 +14,18 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+from aiohttp import web
+from exchange_service_oanda import OANDA
 from exchange_service_oanda.simulator import OandaSimulator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange_service.authoring.masking import Masker, Secrets
+from exchange_service.errors import VenueTimeout
+from exchange_service.testing import LoopbackVenue
 from exchange_service.venues import http_pool
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.tap import HttpTap
 from tests.commands import run_command
 
 TOKEN = "good-token-0123456789"
@@ -258,8 +264,6 @@ class TestRealPlugins:
         assert "tradier_options" in done.stderr
 
     async def test_an_address_is_tried_with_a_credential_from_standard_input(self) -> None:
-        import asyncio
-
         async with OandaSimulator() as venue:
             row = venue.demo_credential("moving")
             assert row is not None
@@ -283,18 +287,12 @@ class TestRealPlugins:
 class TestTap:
     def test_a_session_without_a_tap_has_no_hook_and_no_class_of_its(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def look(**options: Any) -> tuple[int, str]:
-            from exchange_service_oanda import OANDA
-
             pool = VenueHttpPool(timeout=1.0, **options)
             await pool.loaded()
             session = pool.http(OANDA, OANDA.environments[0]).client_session
             found = len(session.trace_configs), session._ws_response_class.__name__
             await pool.close()
             return found
-
-        import asyncio
-
-        from exchange_service.venues.tap import HttpTap
 
         assert asyncio.run(look()) == (0, "CountedSocket")
         assert asyncio.run(look(tap=HttpTap())) == (1, "TappedSocket")
@@ -329,6 +327,77 @@ def encodings(secret: str) -> dict[str, str]:
         "hex": data.hex(),
         "HEX": data.hex().upper(),
     }
+
+
+class Streaming(LoopbackVenue):
+    """An answer that goes on, and a WebSocket."""
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/lines", self._lines), web.get("/socket", self._socket)]
+
+    async def _lines(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"n": 1}\n{"n": 2}\n')
+        await self._stopping.wait()
+        return response
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(f"you sent {message.data}")
+        return socket
+
+
+class TestPushesSeen:
+    """What goes on is seen too, whatever opens it."""
+
+    async def _opened(self, use: Any) -> list[Any]:
+        tap = HttpTap()
+        async with Streaming() as venue:
+            pool = VenueHttpPool(timeout=5.0, tap=tap)
+            http = pool.http(OANDA, OANDA.environments[0], venue.url)
+            await use(http, venue.url)
+            await pool.close()
+        return tap.requests
+
+    async def test_the_lines_of_an_answer_that_goes_on(self) -> None:
+        async def use(http: Any, url: str) -> None:
+            async with http.lines(f"{url}/lines") as lines:
+                assert [await anext(lines), await anext(lines)] == [b'{"n": 1}', b'{"n": 2}']
+
+        (seen,) = await self._opened(use)
+        assert bytes(seen.answer) == b'{"n": 1}\n{"n": 2}\n'
+        assert seen.status == 200
+        assert seen.ended is None
+
+    @pytest.mark.parametrize("by_library", [False, True])
+    async def test_the_messages_of_a_socket_also_of_the_librarys_own(self, by_library: bool) -> None:
+        async def use(http: Any, url: str) -> None:
+            if by_library:
+                async with http.client_session.ws_connect(f"{url}/socket") as socket:
+                    await socket.send_json({"op": "a"})
+                    await socket.receive_str()
+            else:
+                async with http.websocket(f"{url}/socket") as socket:
+                    await socket.send('{"op": "a"}')
+                    await socket.receive()
+
+        (seen,) = await self._opened(use)
+        assert seen.is_socket
+        assert [(message.sent, message.text) for message in seen.messages] == [
+            (True, '{"op": "a"}'),
+            (False, 'you sent {"op": "a"}'),
+        ]
+
+    async def test_an_answer_that_never_comes_is_seen_with_what_ended_it(self) -> None:
+        async def use(http: Any, url: str) -> None:
+            with pytest.raises(VenueTimeout):
+                await http.for_call(asyncio.get_running_loop().time() + 0.3).get(f"{url}/lines")
+
+        (seen,) = await self._opened(use)
+        assert seen.ended is None or seen.failure
 
 
 class TestMasking:

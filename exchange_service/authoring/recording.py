@@ -250,8 +250,6 @@ class _Writer:
                 self._draft.notes.append(f"{seen.method} {self._path(seen)}: {problem}")
                 continue
             entries.append(self._entry(seen, value, len(entries) + 1))
-        if any(seen.is_socket for seen in self._trial.requests):
-            self._draft.notes.append("The messages of pushes are not recorded.")
         metadata = self._trial.listing.metadata
         head = {
             "format": FORMAT,

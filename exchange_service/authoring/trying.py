@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from exchange_service.authoring.masking import Masker, credential_texts, secrets_given
-from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of
+from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of, has_own_frame
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, ServiceError
@@ -162,7 +162,9 @@ def load_project(project: PluginProject) -> LoadedProject:
             plugin = load_entry_point(project.point)
         except PluginRejected as rejected:
             origin = rejected.__cause__ or rejected.__context__
-            trace = "" if origin is None else describe_trace(origin, _files(project))
+            files = _files(project)
+            own = origin is not None and has_own_frame(origin, files)
+            trace = describe_trace(origin, files) if origin is not None and own else ""
             raise NotLoaded(str(rejected), trace, overheard.getvalue()) from None
     # An entry point that was read from a folder has no record of installation.
     plugin.info = project.info

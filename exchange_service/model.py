@@ -334,6 +334,22 @@ class ExchangeMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginSetting:
+    """One setting that the operator of a service gives a plugin, such as the id of an OAuth application.
+
+    `description` is for the operator. A number is a whole one or a Decimal. A `secret` is a text without a default, and
+    comes to the plugin as a `Secret`. `default` is used if the operator gives no value; None: there is none.
+    """
+
+    name: str
+    description: str
+    type: Literal["text", "number", "boolean", "url"] = "text"
+    secret: bool = False
+    required: bool = False
+    default: str | bool | int | Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The exchanges that a plugin serves."""
 
@@ -344,6 +360,8 @@ class Manifest:
     # Sentences for the operator, which the list of plugins shows: for example that the catalogue is older than the
     # library.
     notes: tuple[str, ...] = ()
+    # What the operator can set for the plugin; a call has the values.
+    settings: tuple[PluginSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)

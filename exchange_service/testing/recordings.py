@@ -36,9 +36,9 @@ def read_index(folder: Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, A
 class RecordedAnswer:
     """One answer and the request that it is of.
 
-    `name` is the file's without its ending. `method` and `path` are the request's, `query` are its pairs without secrets
-    and signatures. `body` is the request's JSON value, its pairs or None. `status` is the HTTP status. `headers` are
-    those of the answer about its type and the venue's limits. `form` is "json" or "text". `content` is the body.
+    `name` is the file's without its ending. `method` and `path` are the request's, `query` are its pairs without
+    secrets and signatures. `body` is the request's JSON value, its pairs or None. `status` is the HTTP status. `headers`
+    are those of the answer about its type and the venue's limits. `form` is "json" or "text". `content` is the body.
     """
 
     name: str

@@ -37,8 +37,9 @@ class RecordedAnswer:
     """One answer and the request that it is of.
 
     `name` is the file's without its ending. `method` and `path` are the request's, `query` are its pairs without
-    secrets and signatures. `body` is the request's JSON value, its pairs or None. `status` is the HTTP status. `headers`
-    are those of the answer about its type and the venue's limits. `form` is "json" or "text". `content` is the body.
+    secrets and signatures. `body` is the request's JSON value, its pairs or None. `status` is the HTTP status.
+    `headers` are those of the answer about its type and the venue's limits. `form` is "json" or "text". `content` is
+    the body.
     """
 
     name: str

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exchange_service.authoring.masking import Masker
+from exchange_service.authoring.masking import Masker, secrets_given
 from exchange_service.authoring.trying import LoadedProject, Trial
 from exchange_service.authoring.watch_loop import BLOCKED
 from exchange_service.errors import ServiceError
@@ -168,11 +169,20 @@ def notices(loaded: LoadedProject, trial: Trial) -> Iterator[str]:
             yield f"{where} holds the secret {name}, and callers would see it: put no secret into a message."
 
 
+def _gives_a_secret(seen: SeenRequest) -> bool:
+    try:
+        return any(True for _ in secrets_given(json.loads(seen.answer)))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _budget_notices(trial: Trial) -> Iterator[str]:
-    sent = len([seen for seen in trial.requests if not seen.is_socket])
+    # A token is asked for once, and kept.
+    sent = sum(not seen.is_socket and not _gives_a_secret(seen) for seen in trial.requests)
     for limit in trial.listing.metadata.limits:
         cost = limit.cost_of(trial.account.account_type)
-        if not trial.pushes and sent > cost and trial.error is None:
+        told = {0, limit.seconds} & trial.reports.costs.keys()
+        if not trial.pushes and sent > cost and trial.error is None and not told:
             yield (
                 f"It sent {sent} requests, and its limit of {limit.count} in {limit.seconds} s counts {cost} for a "
                 "balance: raise `cost`, if the venue counts requests."

@@ -53,6 +53,7 @@ class ServiceError(Exception):
     `str(error)` is its `text`. Raises TypeError if the message or the advice is not a text.
     """
 
+    # The name of the error on the wire, see docs/errors.md.
     reason = ""
     # Whether the last good balance may be returned instead: the error says nothing about the account.
     transient = False
@@ -70,11 +71,14 @@ class ServiceError(Exception):
     late: bool = False
 
     def __init__(self, message: str, *, retry_after: float | None = None, advice: str | None = None) -> None:
+        # What to do next, a sentence for the caller; None: the next step of the status table.
         self.advice = None if advice is None else _sendable(advice, _LONGEST_ADVICE)
+        # What happened and where, a sentence for the caller.
         self.message = _sendable(message, _LONGEST_MESSAGE - len((self.advice or "").encode()) - 1)
         super().__init__(self.text)
         delay = _capped_delay(retry_after)
         self.given_delay = delay
+        # The delay to recommend, in seconds; None: waiting does not help.
         self.retry_after = self.default_retry_after if delay is None else delay
 
     @property
@@ -179,6 +183,8 @@ class CredentialInvalid(VenueError):
     """A field of the stored credential is missing, or the plugin does not accept it."""
 
     reason = "CREDENTIAL_INVALID"
+    # The field of the credential that is missing, if `required_text` has missed one.
+    missing_field: str = ""
 
 
 class CredentialRejected(VenueError):
@@ -321,6 +327,8 @@ class PluginFailed(HostError):
 
     reason = "PLUGIN_FAILED"
     transient = True
+    # For the service's log alone: what is wrong, and what the plugin's author should write. Empty: the text says it.
+    problem: str = ""
 
 
 class PluginUnavailable(HostError):

@@ -18,7 +18,9 @@ from exchange_service.amounts import exact_sum
 if TYPE_CHECKING:
     from exchange_service.errors import ServiceError
 
+# The environment of real accounts, which every venue has.
 PRODUCTION = "production"
+# The environment of accounts to try things with.
 SANDBOX = "sandbox"
 
 # What a row of a balance is: money of its asset, or an instrument that is held.
@@ -93,8 +95,11 @@ class Account:
     `account_type` narrows what is read: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for its default.
     """
 
+    # The caller's name of the user.
     user_id: str
+    # The listing's id.
     exchange_id: str
+    # The environment's own name, such as PRODUCTION.
     environment: str = PRODUCTION
     account_type: str = ""
 
@@ -111,8 +116,11 @@ class Credential:
     leaves it out.
     """
 
+    # The three secrets, each empty if the user gave none.
     api_key: Secret = _EMPTY
+    # As `api_key`: the second secret, for venues whose requests are signed.
     api_secret: Secret = _EMPTY
+    # As `api_key`: the passphrase that some venues ask for beside a key.
     passphrase: Secret = _EMPTY
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
@@ -131,10 +139,15 @@ class CredentialField:
     line of text. None: not said, so the text is stored as it is given.
     """
 
+    # api_key, api_secret, passphrase or a key of the metadata.
     name: str
+    # What the form calls it, as the venue does.
     label: str
+    # Whether a credential without it is refused.
     required: bool = True
+    # Whether it is hidden while it is typed, and in logs.
     secret: bool = True
+    # Where the user finds it, a sentence.
     description: str = ""
     private_keys: tuple[str, ...] | None = None
 
@@ -144,9 +157,13 @@ class Capabilities:
     """What the service can do at an exchange. Without `balance` the listing is shown, but cannot be read."""
 
     balance: bool = True
+    # The venue says when an account changes: the plugin has the hook watch_balance.
     push: bool = False
+    # One of the environments is a sandbox.
     sandbox: bool = False
+    # A credential may open more than one account.
     several_accounts: bool = False
+    # Balances are public: the credential holds no secret.
     read_without_secret: bool = False
 
 
@@ -157,8 +174,10 @@ class Environment:
     The plugin's session reaches the hosts of `urls` and no others.
     """
 
+    # PRODUCTION or SANDBOX.
     name: str
     urls: Mapping[str, str]
+    # The venue's own words for it, in lower case.
     aliases: tuple[str, ...] = ()
 
 
@@ -166,15 +185,18 @@ class Environment:
 class RateLimit:
     """A venue's limit: at most `count` in any `seconds`, in the venue's own units (requests, or weights).
 
-    `scope` is what the venue counts by: "address" for all our accounts together, "key" for each stored credential.
-    `cost` is what reading one balance uses up, in the same units, and `costs` what it is for some account types, "all"
-    among them. Raises ValueError for numbers that are not whole or below 1, and for a cost above `count`.
+    Raises ValueError for numbers that are not whole or below 1, and for a cost above `count`.
     """
 
+    # What the venue counts by: "address" for all our accounts together, "key" for each stored credential.
     scope: Literal["address", "key"]
+    # The most in the window, in the venue's own units: requests, or weights.
     count: int
+    # The length of the window, in seconds.
     seconds: int
+    # What reading one balance uses up, in the venue's units.
     cost: int = 1
+    # The same units for some account types, "all" among them, where it differs.
     costs: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -185,7 +207,10 @@ class RateLimit:
         numbers = {name: getattr(self, name) for name in ("count", "seconds", "cost")}
         for name, number in [*numbers.items(), *(("costs", cost) for cost in self.costs.values())]:
             if not isinstance(number, int) or isinstance(number, bool):
-                raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}")
+                raise WrongValue(
+                    f"RateLimit.{name} must be a whole number of 1 or more, not {type(number).__name__}: multiply "
+                    "count, seconds and cost by the same number until all are whole"
+                )
             if number < 1:
                 raise WrongValue(f"RateLimit.{name} must be a whole number of 1 or more")
         if max((self.cost, *self.costs.values())) > self.count:
@@ -198,19 +223,19 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class PushLimits:
-    """How much a venue pushes at once; None where no limit is known.
+    """How much a venue pushes at once; None where no limit is known."""
 
-    `accounts` are the most at once for one network address, over all replicas. The rest is kept by each process:
-    `connections` are the most that are open, `connects` those that may be begun in a minute, `subscriptions` the most
-    of one connection, `messages` the most that may be sent in a minute over all connections, and `unacknowledged` the
-    most subscriptions that wait for the venue's word.
-    """
-
+    # Accounts that are followed at once, for one network address and over all replicas.
     accounts: int | None = None
+    # Connections that are open at once, of one process.
     connections: int | None = None
+    # Connections that may be begun in a minute, by one process.
     connects: int | None = None
+    # Topics of one connection.
     subscriptions: int | None = None
+    # Our messages in a minute over all connections of one process.
     messages: int | None = None
+    # Subscriptions that wait for the venue's word at once, of one process.
     unacknowledged: int | None = None
 
 
@@ -222,30 +247,51 @@ LARGEST_PUBLIC_ANSWER_LIMIT = 64 * ANSWER_LIMIT
 
 @dataclass(frozen=True, slots=True)
 class ExchangeMetadata:
-    """One listing: plain data that is known before any code for the venue has run. docs/plugins.md has its fields."""
+    """One listing: plain data that is known before any code for the venue has run."""
 
+    # 1 to 64 lower case letters, digits, `_` and `-`: how callers name the exchange.
     id: str
+    # What people read, of 100 characters at most.
     name: str
+    # One of ASSET_CLASSES.
     asset_class: str
+    # What can be held, for people, such as "Stocks, ETFs".
     asset_types: str
+    # When it trades, for people, such as "24/7 Trading".
     market_hours: str
+    # Production first, then the sandbox if the venue has one.
     environments: tuple[Environment, ...]
+    # What a user is asked for; empty if `credential_of` is set.
     credential_fields: tuple[CredentialField, ...] = ()
+    # The name of an icon in the application that shows the listing.
     icon: str = "i-heroicons-building-library"
+    # An https link, or /a-file.png of that application; empty: none.
     logo: str = ""
+    # The classes of CSS for the icon's colours.
     color_class: str = "bg-gray-500/20 text-gray-500"
+    # True exactly if the credential field passphrase is required.
     requires_passphrase: bool = False
+    # True exactly if a credential field for an account id is required.
     requires_account_id: bool = False
+    # How a user makes a key, in sentences.
     instructions: str = ""
+    # What the venue wants to know of our address, in a sentence; empty: nothing.
     ip_whitelist: str = ""
-    # The account types that can be read, and those that are read if a call names no type; empty: all.
+    # The account types that can be read, each the `type` of a VenueAccount; empty: any.
     account_types: tuple[str, ...] = ()
+    # Those that are read if a call names no type; empty: all.
     default_account_types: tuple[str, ...] = ()
+    # What the service can do here.
     capabilities: Capabilities = Capabilities()
+    # The venue's documentation of its interface, an https link or empty.
     documentation_url: str = ""
+    # Where a user makes a key, an https link or empty.
     credential_url: str = ""
+    # Where the venue serves customers, as codes of two letters; empty: not said.
     countries: tuple[str, ...] = ()
+    # Another id of the same plugin, whose stored credential is used if this one has none.
     credential_of: str = ""
+    # Whether CCXT serves it: any other plugin comes before it for the same id.
     is_ccxt: bool = False
     # Why `capabilities.balance` is false, as a sentence.
     unsupported_reason: str = ""
@@ -253,8 +299,9 @@ class ExchangeMetadata:
     limits: tuple[RateLimit, ...] = ()
     # How much the venue pushes, if `capabilities.push` is true.
     push: PushLimits = PushLimits()
-    # Bytes, decompressed: the largest answer that is read through `http` and `public_http`. More is VENUE_MALFORMED.
+    # Bytes, decompressed: the largest answer that is read through `http`. More is VENUE_MALFORMED.
     answer_limit: int = ANSWER_LIMIT
+    # The same number of bytes through `public_http`.
     public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
 
     @property
@@ -288,14 +335,14 @@ class ExchangeMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The exchanges that a plugin serves.
+    """The exchanges that a plugin serves."""
 
-    `api_version` is the `API_VERSION` that the plugin was written for, as a literal number. `notes` are sentences for
-    the operator, which the plugin list shows, for example that the catalogue is older than the library.
-    """
-
+    # The version of the plugin page that the plugin was written for, as a literal number.
     api_version: int
+    # The listings, each with an id of its own.
     exchanges: tuple[ExchangeMetadata, ...]
+    # Sentences for the operator, which the list of plugins shows: for example that the catalogue is older than the
+    # library.
     notes: tuple[str, ...] = ()
 
 
@@ -355,7 +402,10 @@ def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
         if amount is None or name in skip:
             continue
         if not isinstance(amount, Decimal):
-            raise WrongType(f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}")
+            raise WrongType(
+                f"{type(value).__name__}.{name} must be a Decimal or None, not {type(amount).__name__}: read it by "
+                "`amount` or `required_amount`, which keep the venue's digits"
+            )
         if not amount.is_finite():
             raise WrongValue(f"{type(value).__name__}.{name} must be a finite number")
         if abs(amount.adjusted()) > _LARGEST_POWER or len(amount.as_tuple().digits) > _MOST_DIGITS:
@@ -372,11 +422,17 @@ class AssetBalance:
     that is not a Decimal, ValueError for one that is not finite and for another kind.
     """
 
+    # The code that everybody uses, such as BTC or USD.
     asset: str
+    # All that is held, a Decimal in units of the asset.
     total: Decimal | None = None
+    # What can be used at once, in the same units.
     free: Decimal | None = None
+    # What is bound, for example by orders, in the same units.
     used: Decimal | None = None
+    # What is owed of it, in the same units.
     debt: Decimal | None = None
+    # The venue's own code, if it is another one.
     venue_asset: str = ""
     kind: str = ""
 
@@ -407,13 +463,21 @@ class AssetBalance:
 class Summary:
     """Figures for an account as a whole, in `currency`; balance.proto explains each. Raises as AssetBalance does."""
 
+    # The code of the currency of all figures, such as USD.
     currency: str
+    # What the account is worth, in units of its currency.
     total: Decimal | None = None
+    # What can be used at once, in the same units.
     available: Decimal | None = None
+    # Cash with the unrealised profit and loss, in the same units.
     equity: Decimal | None = None
+    # What open positions bind, in the same units.
     margin_used: Decimal | None = None
+    # Profit of open positions, in the same units; a loss is negative.
     unrealised_pnl: Decimal | None = None
+    # Money, without positions, in the same units.
     cash: Decimal | None = None
+    # What can be bought for, in the same units; it may be more than the cash.
     buying_power: Decimal | None = None
 
     def __post_init__(self) -> None:
@@ -430,16 +494,23 @@ class VenueAccount:
 
     id: str = ""
     type: str = ""
+    # The name of a sub-account, wallet or vault; empty: the account itself.
     sub_account: str = ""
+    # What the user calls the account at the venue.
     label: str = ""
+    # A row for each asset.
     assets: tuple[AssetBalance, ...] = ()
+    # Figures of the account as a whole, if the venue states them.
     summary: Summary | None = None
+    # Why it could not be read: a VenueError. Then it has no figures.
     error: ServiceError | None = None
     venue_time: datetime | None = None
 
     def __post_init__(self) -> None:
         if self.error is not None and (self.assets or self.summary):
-            raise WrongValue("a VenueAccount has either figures or an error")
+            raise WrongValue(
+                "a VenueAccount has either figures or an error: leave assets and summary out beside an error"
+            )
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -454,9 +525,12 @@ class Balance:
     Give a `summary` only if all accounts could be read, share one currency and do not overlap.
     """
 
+    # Every account behind the credential; empty only if the answer proves that nothing is held.
     venue_accounts: tuple[VenueAccount, ...]
     summary: Summary | None = None
+    # When the venue says that all of it was true, with a time zone.
     venue_time: datetime | None = None
+    # Sentences for the user, such as that closed accounts are left out.
     notes: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[VenueAccount, AssetBalance]]:
@@ -478,7 +552,10 @@ class KeyRights:
     `notes` are sentences for the key's owner.
     """
 
+    # Whether it may trade.
     trade: bool | None = None
+    # Whether it may withdraw.
     withdraw: bool | None = None
+    # When it ends, with a time zone.
     expires: datetime | None = None
     notes: tuple[str, ...] = ()

@@ -189,12 +189,16 @@ __all__ = [
     "wallet_address",
 ]
 
-# The version of this page. It rises when a plugin written for the version before would break.
+# The version of this page. It rises when a plugin that was written for the version before would break. Write the number
+# itself into a manifest.
 API_VERSION = 1
+# The versions whose plugins this release serves; docs/plugin-reference.md says for how long.
+SERVED_API_VERSIONS = (1,)
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
+# Marks the declarations of hooks on this page. A plugin does not need it.
 hookspec = pluggy.HookspecMarker("exchange_service")
 
 # A hook as a type checker accepts it. One of another form is refused by the service too, when it is loaded.
@@ -214,6 +218,7 @@ class _HookMarker(Protocol):
         """Mark the function as a hook."""
 
 
+# Marks a function of a plugin as a hook: write `@hookimpl` in the line above it.
 hookimpl: _HookMarker = pluggy.HookimplMarker("exchange_service")
 
 
@@ -319,21 +324,23 @@ class Http(Protocol):
 class VenueCall:
     """The arguments of one call of a hook: the account, its credential, a deadline, sessions and state."""
 
-    # The listing, and the user's account there.
+    # The listing.
     exchange: ExchangeMetadata
+    # The user's account there, with the account type that the caller asks for.
     account: Account
     # The venue's environment: the request's, or the sandbox if the stored metadata hold `"sandbox": true`.
     environment: Environment
-    # What the user stored. Reveal secrets where they are used; keep them in `account_state` only.
+    # What the user stored. Reveal secrets where they are used; keep them in account_state only.
     credential: Credential = field(repr=False)
-    # `http` is for the account's own answers, up to the listing's `answer_limit`; `public_http` for public market data,
-    # up to its `public_answer_limit`.
+    # For the account's own answers, up to the listing's answer_limit.
     http: Http = field(repr=False)
+    # For public market data, up to the listing's public_answer_limit.
     public_http: Http = field(repr=False)
     # The event loop's time, in seconds, at which the host ends the call; infinite for a watch.
     deadline: float
-    # `plugin_state` is shared by all accounts of the plugin; `account_state` belongs to this account.
+    # Shared by all accounts of the plugin.
     plugin_state: State = field(repr=False)
+    # Of this account alone, whatever account type is asked for.
     account_state: State = field(repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""

@@ -386,7 +386,9 @@ class TestRules:
         contract_of(module).test_the_service_would_load_it()
 
     def test_a_manifest_without_an_exchange_and_a_note_that_does_something_are_refused(self) -> None:
-        assert list(manifest_faults(Manifest(1, ()))) == ["It lists no exchange."]
+        assert list(manifest_faults(Manifest(1, ()))) == [
+            "It lists no exchange: write exchanges=(ExchangeMetadata(...),)."
+        ]
         (fault,) = manifest_faults(Manifest(1, (FULL,), notes=("\x1b[2J",)))
         assert fault.startswith("It has a character in notes[0]")
 

@@ -30,6 +30,7 @@ from exchange_service.plugin_host.arguments import REFRESH_MANIFEST, REFRESHES, 
 from exchange_service.process_secrecy import hide_process
 from exchange_service.venues.loading import PLUGIN_GROUP, LoadedPlugin, is_recorded, load_entry_point, plugin_info
 from exchange_service.venues.manifests import PluginRejected, write_manifest
+from exchange_service.venues.printing import PRINTS, printed_at
 
 READY = b"ready\n"
 # Lines that the plugin prints and that are logged in a second, and characters of a line.
@@ -48,16 +49,25 @@ class _LogWriter(io.TextIOBase):
         self._begun = ""
         self._second = 0
         self._lines = 0
+        # Where the plugin has printed.
+        self._places: set[str] = set()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
+        self._note(printed_at())
         *lines, begun = (self._begun + text).split("\n")
         self._begun = begun[:_MOST_BEGUN]
         for line in lines:
             self._log(line)
         return len(text)
+
+    def _note(self, place: str) -> None:
+        """Log once for each place that the plugin prints there."""
+        if place and place not in self._places and len(self._places) < _MOST_LINES:
+            self._places.add(place)
+            log.warning("plugin.prints", problem=PRINTS, at=place)
 
     def _log(self, line: str) -> None:
         second = int(time.monotonic())

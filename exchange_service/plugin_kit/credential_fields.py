@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from exchange_service.errors import CredentialInvalid
-from exchange_service.model import SECRET_FIELDS, Credential, CredentialField, ExchangeMetadata
+from exchange_service.model import SECRET_FIELDS, Credential, CredentialField, ExchangeMetadata, WrongValue
 from exchange_service.plugin_kit.key_texts import private_key, stored_text
 
 # The host itself reads these from the metadata, so every plugin accepts them.
@@ -19,11 +19,15 @@ def required_text(credential: Credential, field: str, *, plain: bool = False) ->
     """The secret called `field` (api_key, api_secret or passphrase), without blanks around it.
 
     Raises CredentialInvalid if it is empty, or if it must be `plain` and holds anything but printable ASCII, which
-    an HTTP header could not carry.
+    an HTTP header could not carry. Raises ValueError for another field.
     """
+    if field not in SECRET_FIELDS:
+        raise WrongValue(f"required_text reads {', '.join(SECRET_FIELDS)}: read another field by read_metadata")
     value: str = getattr(credential, field).reveal().strip()
     if not value:
-        raise CredentialInvalid(f"{field} is missing.", advice="Store it with `exchange-service credentials add`.")
+        error = CredentialInvalid(f"{field} is missing.", advice="Store it with `exchange-service credentials add`.")
+        error.missing_field = field
+        raise error
     if plain and not (value.isascii() and value.isprintable()):
         raise CredentialInvalid(
             f"{field} holds other than plain characters.", advice="Copy it again, and nothing around it."

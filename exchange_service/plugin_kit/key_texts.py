@@ -46,7 +46,9 @@ _SHORTEST = 16
 class PrivateKey:
     """A private key: its kind, one of KEY_KINDS, and the key in lines."""
 
+    # rsa, ed25519 or p256.
     kind: str
+    # The lines, as `cryptography` reads them: a secret.
     pem: str
 
     def __repr__(self) -> str:

@@ -52,7 +52,9 @@ class Subscription:
     anything is new; several messages that came meanwhile are one turn. Ends with a VenueError when the push breaks."""
 
     def __init__(self, topics: Sequence[Topic]) -> None:
+        # What is followed, each topic once.
         self.topics = tuple(dict.fromkeys(topics))
+        # What is known of each topic by now.
         self.states: dict[Topic, Any] = {}
         self._news = asyncio.Event()
         self._begun: set[Topic] = set()

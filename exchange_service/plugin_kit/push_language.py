@@ -38,14 +38,16 @@ class PushLanguage:
     One connection is shared by all who follow topics with a language of the same class, `url` and `login`.
     """
 
-    # Seconds without a message after which the connection counts as broken, and between two pings of WebSocket itself.
-    # Pings and pongs are no messages: where a venue may have nothing to say for long, send messages that it answers.
+    # Seconds without a message after which the connection counts as broken. Pings and pongs of WebSocket are no
+    # messages: where a venue may have nothing to say for long, send messages that it answers.
     silence = 60.0
+    # Seconds between two pings of WebSocket itself; 0: none are sent.
     ping = 20.0
     # Seconds between two messages of `keep_alive`; 0: none are sent.
     keep_alive_every = 0.0
-    # Seconds that connecting may take, with `open`; and the acknowledgement of a subscription.
+    # Seconds that connecting may take, with what `open` does.
     opening_limit = 10.0
+    # Seconds that the venue may take to acknowledge a subscription.
     acknowledging_limit = 15.0
     # Seconds for which a connection that nobody follows stays open, so that the next account need not open another one.
     linger = 5.0
@@ -54,7 +56,9 @@ class PushLanguage:
 
     def __init__(self, url: str, login: str = "") -> None:
         """`login` tells connections apart that are logged in for different users; it may be a secret."""
+        # Where to connect.
         self.url = url
+        # What tells connections of different users apart.
         self.login = login
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from exchange_service.plugin_api import (
     ALL_ACCOUNT_TYPES,
+    SECRET_FIELDS,
     Balance,
     CredentialInvalid,
     FeatureNotEnabled,
@@ -17,6 +18,7 @@ from exchange_service.plugin_api import (
 )
 from exchange_service.testing.calling_contract import CallingContract
 from exchange_service.testing.venue import DemoVenue
+from exchange_service.venues.answers import unlisted_field
 
 
 class BalanceContract(CallingContract):
@@ -25,6 +27,9 @@ class BalanceContract(CallingContract):
     @pytest.mark.asyncio
     async def test_a_good_credential_gives_a_balance(self) -> None:
         async with self._open_venue() as (venue, row):
+            for name in SECRET_FIELDS:
+                unlisted = unlisted_field(name if row.get(name) else "", self._find_listing())
+                assert not unlisted, f"nobody could store the good credential: {unlisted}"
             balance = await self._fetch_good(venue, row)
         assert balance.venue_accounts, "a balance has at least one account"
         for account in balance.venue_accounts:

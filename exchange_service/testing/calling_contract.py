@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import re
+import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +22,9 @@ from exchange_service.plugin_api import Balance, VenueCall, VenueError
 from exchange_service.testing.calls import venue_call
 from exchange_service.testing.listing_contract import ListingContract
 from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue
+from exchange_service.venues.answers import answer_fault, undeclared_field
+from exchange_service.venues.failures import describe_failure, known_problem
+from exchange_service.venues.printing import PRINTS, printed_at
 
 # Seconds after its deadline within which a plugin must have ended. Busy machines are slow.
 GRACE = 3.0
@@ -87,11 +93,34 @@ class CallingContract(ListingContract):
             yield call
 
     async def _fetch(self, call: VenueCall) -> Balance:
-        # The plugin must keep its deadline. This timeout ends the test of a plugin that does not.
-        async with asyncio.timeout(call.remaining() + GRACE):
-            balance = await self._load_hooks().fetch_balance(call=call)
-        assert isinstance(balance, Balance), f"fetch_balance returned {type(balance).__name__}, which is not a Balance"
+        balance = await self._ask(call)
+        fault = answer_fault(balance, call.exchange)
+        assert not fault, f"the service would refuse the balance: {fault}"
+        assert isinstance(balance, Balance)
         return balance
+
+    async def _ask(self, call: VenueCall) -> object:
+        """What the hook returns; a test fails for what the service would tell its author."""
+        hooks, printed = self._load_hooks(), _Printed(self.plugin.__name__)
+        try:
+            # The plugin must keep its deadline. This timeout ends the test of a plugin that does not.
+            with contextlib.redirect_stdout(printed):
+                async with asyncio.timeout(call.remaining() + GRACE):
+                    return await hooks.fetch_balance(call=call)
+        except VenueError as error:
+            fault = undeclared_field(error, call.exchange)
+            assert not fault, f"the service would refuse to pass the error on: {fault}"
+            raise
+        except (TypeError, ValueError) as error:
+            problem = known_problem(error)
+            # Another one is shown as it is, with its traceback.
+            if problem:
+                raise AssertionError(
+                    f"fetch_balance failed: {describe_failure(error, self.plugin.__name__)}"
+                ) from error
+            raise
+        finally:
+            assert not printed.places, f"{PRINTS}; in {' and '.join(printed.places)}"
 
     async def _fetch_good(self, venue: LoopbackVenue, row: Mapping[str, Any]) -> Balance:
         async with self._open_call(venue, row) as call:
@@ -156,6 +185,24 @@ class CallingContract(ListingContract):
             assert summary is None or summary.currency, "a summary has no currency"
         for time in (balance.venue_time, *(account.venue_time for account in balance.venue_accounts)):
             assert time is None or time.utcoffset() == timedelta(0), "times must be aware and in UTC"
+
+
+class _Printed(io.TextIOBase):
+    """Standard output that keeps where the plugin's package prints, and passes everything on."""
+
+    def __init__(self, module: str) -> None:
+        self._package = module.partition(".")[0]
+        self._out = sys.stdout
+        self.places: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        place = printed_at()
+        if place.partition(",")[0].partition(".")[0] == self._package and place not in self.places:
+            self.places.append(place)
+        return self._out.write(text)
 
 
 async def _assert_no_new_task(before: set[asyncio.Task[Any]]) -> None:

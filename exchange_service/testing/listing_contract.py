@@ -12,18 +12,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pluggy
 import pytest
 
-from exchange_service import plugin_api
 from exchange_service.model import PluginInfo
 from exchange_service.plugin_api import (
-    API_VERSION,
+    SERVED_API_VERSIONS,
     ExchangeMetadata,
     Manifest,
     NotSupported,
 )
 from exchange_service.testing.calls import venue_call
+from exchange_service.venues.failures import describe_failure
+from exchange_service.venues.hooks import WrongHooks, register_hooks
 from exchange_service.venues.loading import OURS, LoadedPlugin, installed_plugins, load_plugin, plugin_info
 from exchange_service.venues.manifests import (
     LONGEST_MANIFEST,
@@ -33,6 +33,7 @@ from exchange_service.venues.manifests import (
     read_manifest,
     write_manifest,
 )
+from exchange_service.venues.printing import PRINTS
 from exchange_service.venues.registry import Registry, load_registry
 
 # A plugin imports these where it first uses them, so that a service that only lists the exchange does not load them.
@@ -72,15 +73,22 @@ class ListingContract:
         return self._load_manifest()
 
     def _load_hooks(self) -> Any:
-        manager = pluggy.PluginManager("exchange_service")
-        manager.add_hookspecs(plugin_api)
-        manager.register(self.plugin)
-        manager.check_pending()
-        return manager.hook
+        try:
+            return register_hooks(self.plugin, self.plugin.__name__).hook
+        except WrongHooks as fault:
+            raise AssertionError(f"the service would refuse the plugin: {fault}") from None
 
     def _load_manifest(self) -> Manifest:
-        manifest = self._load_hooks().exchange_manifest()
-        assert isinstance(manifest, Manifest), "exchange_manifest must return a Manifest"
+        hooks = self._load_hooks()
+        try:
+            manifest = hooks.exchange_manifest()
+        except Exception as error:
+            told = describe_failure(error, self.plugin.__name__)
+            raise AssertionError(
+                f"the service would refuse the plugin: Its manifest could not be read: {told}"
+            ) from error
+        faults = [] if isinstance(manifest, Manifest) else list(manifest_faults(manifest))
+        assert isinstance(manifest, Manifest), f"the service would refuse the plugin: {faults[0]}"
         return manifest
 
     def _find_listing(self) -> ExchangeMetadata:
@@ -90,7 +98,7 @@ class ListingContract:
         raise AssertionError(f"the manifest does not list {self.exchange_id!r}")
 
     def test_the_manifest_loads_and_names_this_version_of_the_door(self, manifest: Manifest) -> None:
-        assert manifest.api_version == API_VERSION, "the plugin is written for another version of plugin_api"
+        assert manifest.api_version in SERVED_API_VERSIONS, "the plugin is written for another version of plugin_api"
         assert self._find_listing().id == self.exchange_id
         assert self._load_manifest() == manifest, "the manifest changes from call to call"
 
@@ -118,7 +126,8 @@ class ListingContract:
         assert manifest_digest(manifest).hex() == there, "the manifest differs from process to process"
 
     def test_importing_it_pulls_in_neither_heavy_libraries_nor_the_service(self) -> None:
-        loaded = _import_and_list_modules(self.plugin.__name__)
+        loaded, printed = _import_apart(self.plugin.__name__)
+        assert not printed, f"{PRINTS}; at import"
         heavy = sorted(loaded.intersection(HEAVY_LIBRARIES))
         assert not heavy, f"importing the plugin imports {', '.join(heavy)}: import them where they are first used"
         inner = sorted(name for name in loaded if name.startswith("exchange_service."))
@@ -226,15 +235,19 @@ def _digest_elsewhere(name: str, _changed_at: int) -> str:
     )
 
 
-def _import_and_list_modules(name: str) -> set[str]:
-    """The modules that importing `name` loads besides those of plugin_api, in an interpreter of its own."""
+def _import_apart(name: str) -> tuple[set[str], bool]:
+    """The modules that importing `name` loads besides those of plugin_api, in an interpreter of its own, and whether it
+    prints."""
     script = (
+        "import contextlib, io\n"
         "import exchange_service.plugin_api\n"
-        "before = set(sys.modules)\n"
-        "importlib.import_module(sys.argv[2])\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)))\n"
+        "before, out = set(sys.modules), io.StringIO()\n"
+        "with contextlib.redirect_stdout(out):\n"
+        "    importlib.import_module(sys.argv[2])\n"
+        "print(json.dumps([sorted(set(sys.modules) - before), bool(out.getvalue())]))\n"
     )
-    return set(json.loads(_run_elsewhere(script, name)))
+    loaded, printed = json.loads(_run_elsewhere(script, name))
+    return set(loaded), printed
 
 
 def _run_elsewhere(script: str, name: str) -> str:

@@ -19,6 +19,7 @@ from exchange_service.testing.venue import Fault, LoopbackVenue
 class MalformedContract(CallingContract):
     """Sends the plugin answers that no venue means as a balance, in place of each of its answers."""
 
+    # The malformed answers that are tried, by what they are.
     nonsense: Mapping[str, Fault] = NONSENSE
     # In one test: how many malformed answers were tried, and how many became a false balance.
     _tried = _believed = 0

@@ -54,13 +54,18 @@ class PushFault:
 class PushClient:
     """One open connection: whose it is, and what it follows. `notes` is for what the simulator keeps of it."""
 
+    # Which account it belongs to, as the simulator says.
     account: str = ""
+    # What it follows.
     topics: set[Hashable] = field(default_factory=set)
     notes: dict[str, Any] = field(default_factory=dict)
-    # What came in, as JSON values, and what goes out.
+    # What came in, as JSON values.
     received: list[Any] = field(default_factory=list)
+    # What is still to be sent; None ends the connection.
     outgoing: asyncio.Queue[str | bytes | None] = field(default_factory=asyncio.Queue)
+    # Whether it has been dropped.
     closed: bool = False
+    # The connection itself, once it is open.
     transport: asyncio.Transport | None = None
 
     def send(self, message: Any) -> None:
@@ -82,9 +87,11 @@ class PushSide:
     """The open connections of a venue."""
 
     def __init__(self) -> None:
+        # The connections that are open.
         self.clients: list[PushClient] = []
         # How many connections were opened in all.
         self.opened = 0
+        # How it misbehaves now.
         self.fault = PushFault()
         self._last: dict[PushClient, Any] = {}
         self._held: list[tuple[PushClient, Any]] = []

@@ -15,6 +15,8 @@ from exchange_service.plugin_api import VenueMalformed
 from exchange_service.testing.calling_contract import GRACE, CallingContract
 from exchange_service.testing.certificates import untrusted_certificate
 from exchange_service.testing.venue import Fault, LoopbackVenue
+from exchange_service.venues.blocking import BLOCKS
+from exchange_service.venues.failures import place_in
 
 
 class SafetyContract(CallingContract):
@@ -91,7 +93,11 @@ class SafetyContract(CallingContract):
         blockbuster = pytest.importorskip("blockbuster", reason="blockbuster is not installed: pip install blockbuster")
         async with self._open_venue() as (venue, row), self._open_call(venue, row) as call:
             with blockbuster.blockbuster_ctx([self.plugin]):
-                await self._fetch(call)
+                try:
+                    await self._fetch(call)
+                except blockbuster.BlockingError as error:
+                    place = place_in(error, self.plugin.__name__)
+                    raise AssertionError(f"{BLOCKS}; {error} in {place or 'a library'}") from error
 
 
 class _OtherHost(LoopbackVenue):

@@ -11,15 +11,21 @@ from exchange_service.plugin_api import Manifest
 from exchange_service.testing.contract import ListingContract, PluginContract
 from exchange_service.testing.projects import PluginProject, find_project, project_name
 from exchange_service.testing.venue import DemoVenue
-from exchange_service.venues.loading import SIMULATOR_GROUP
-from exchange_service.venues.manifests import manifest_faults
+from exchange_service.venues.failures import describe_failure
+from exchange_service.venues.loading import SIMULATOR_GROUP, load_entry_point
+from exchange_service.venues.manifests import PluginRejected, manifest_faults
 
 
 def suites(plugin: ModuleType, simulators: dict[str, type[DemoVenue]]) -> Iterator[type]:
     """A test class for each of the plugin's exchanges that has a simulator; if there is none, one for the listing."""
-    manifest: Manifest = plugin.exchange_manifest()
-    if list(manifest_faults(manifest)):
-        yield type(f"Test_{plugin.__name__}", (_RefusedManifest,), {"plugin": plugin})
+    try:
+        manifest: Manifest = plugin.exchange_manifest()
+    except Exception as error:
+        told = describe_failure(error, plugin.__name__)
+        yield _refused(plugin.__name__, f"Its manifest could not be read: {told}")
+        return
+    if faults := list(manifest_faults(manifest)):
+        yield _refused(plugin.__name__, *faults)
         return
     simulated = [listed.id for listed in manifest.exchanges if listed.capabilities.balance and listed.id in simulators]
     for exchange_id in simulated:
@@ -33,14 +39,13 @@ def suites(plugin: ModuleType, simulators: dict[str, type[DemoVenue]]) -> Iterat
     yield type(f"Test_{manifest.exchanges[0].id}", (ListingContract,), content)
 
 
-class _RefusedManifest:
-    """In place of the suite for a plugin whose manifest the service refuses: which exchanges it has is not known."""
+def _refused(name: str, *faults: str) -> type:
+    """In place of the suite for a plugin that the service refuses: which exchanges it has is not known."""
 
-    plugin: ModuleType
-
-    def test_the_service_would_load_it(self) -> None:
-        faults = list(manifest_faults(self.plugin.exchange_manifest()))
+    def fail(_: object) -> None:
         raise AssertionError("the service would refuse the plugin:\n" + "\n".join(faults))
+
+    return type(f"Test_{name}", (), {"test_the_service_would_load_it": fail})
 
 
 def _fail_without_simulator(self: Any) -> None:
@@ -52,9 +57,18 @@ def _fail_without_simulator(self: Any) -> None:
 
 def _collect() -> Iterator[type]:
     for wanted in pytest_plugin.CHOSEN:
-        project = _find(wanted)
-        venues = [point.load() for point in project.simulators]
-        yield from suites(project.point.load(), {venue.exchange_id: venue for venue in venues})
+        yield from project_suites(_find(wanted))
+
+
+def project_suites(project: PluginProject) -> Iterator[type]:
+    """The test classes for a plugin; one with the reason if the service does not load it."""
+    try:
+        load_entry_point(project.point)
+    except PluginRejected as rejection:
+        yield _refused(project.info.name, str(rejection))
+        return
+    venues = [point.load() for point in project.simulators]
+    yield from suites(project.point.load(), {venue.exchange_id: venue for venue in venues})
 
 
 def _find(wanted: str) -> PluginProject:

@@ -25,10 +25,15 @@ class RecordedRequest:
     """One request that the venue received. `account` is what `account_of` says of it, `target` the path and the query
     as they came on the wire."""
 
+    # In capitals, such as GET.
     method: str
+    # Without the query.
     path: str
+    # The query's values by name, decoded.
     query: Mapping[str, str]
+    # The headers; names are found in any case.
     headers: Mapping[str, str]
+    # The body as it came.
     body: bytes
     account: str
     target: str = ""
@@ -40,9 +45,13 @@ class RecordedRequest:
 class Fault:
     """How a venue misbehaves, for the next `times` requests (None: all). With `account` or `path`, only for these."""
 
+    # The HTTP status that is sent.
     status: int = 200
+    # What is sent in place of the true answer.
     body: bytes = b""
+    # The type of the content that is sent.
     content_type: str = "application/json"
+    # More headers to send.
     headers: Mapping[str, str] = field(default_factory=dict)
     # `delay`: seconds before the answer. `silent`: no answer. `reset`: the connection ends. `drip`: a byte a second.
     delay: float = 0.0
@@ -54,8 +63,11 @@ class Fault:
     # After the delay send what the last request of this account on the same route is answered with, as a venue that
     # mixes up its users. If there was no such request, the true answer is sent.
     as_account: str | None = None
+    # For how many requests; None: for all.
     times: int | None = None
+    # Only for requests of this account; None: for all.
     account: str | None = None
+    # Only for requests of this path; None: for all.
     path: str | None = None
 
     @staticmethod
@@ -94,7 +106,9 @@ class LoopbackVenue:
     """An HTTP server on 127.0.0.1 that plays a venue."""
 
     def __init__(self) -> None:
+        # What has come so far, the last one at the end.
         self.requests: list[RecordedRequest] = []
+        # How it misbehaves now; of several that fit a request the last one counts.
         self.faults: list[Fault] = []
         # Open sockets and streams, for a venue that pushes.
         self.push = PushSide()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
-import structlog
-
-from exchange_service.errors import FeatureNotEnabled, PluginFailed, ServiceError, VenueError, leaves
+from exchange_service.errors import CredentialInvalid, FeatureNotEnabled, PluginFailed, ServiceError, VenueError, leaves
 from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
     AssetBalance,
@@ -31,8 +30,6 @@ _LARGE = 400
 _LONGEST_NAME = 300
 # Collected before any plugin is imported, so that these are ours alone.
 _VENUE_LEAVES = frozenset(leaves(VenueError))
-
-log = structlog.get_logger(__name__)
 
 
 async def read_balance(answer: object, listing: Listing, call: VenueCall) -> FetchedBalance:
@@ -70,8 +67,39 @@ def read_key_rights(answer: object, listing: Listing) -> KeyRights:
     """The answer of a plugin's `check_credential`; PluginFailed if it is anything else than KeyRights."""
     if not isinstance(answer, KeyRights):
         name = listing.plugin.info.name
-        raise PluginFailed(f"The plugin {name} answered with {type(answer).__name__} in place of KeyRights.")
+        told = f"The plugin {name} answered with {type(answer).__name__} in place of KeyRights."
+        raise _failed(told, _other_answer(answer, "KeyRights", "KeyRights(...)"))
     return answer
+
+
+def _other_answer(answer: object, right: str, form: str) -> str:
+    """What is wrong with an answer of another type than the right one, and what to write."""
+    kind = type(answer).__name__[:64]
+    if answer is None:
+        return f"it answered with None in place of {right}: end each way through the hook with `return {form}`"
+    if isinstance(answer, BaseException):
+        return f"it returned the exception {kind}: write `raise` in place of `return`"
+    if isinstance(answer, type):
+        return f"it answered with the class {answer.__name__[:64]} itself in place of {right}: write `return {form}`"
+    if isinstance(answer, VenueAccount):
+        return f"it answered with {kind} in place of {right}: write `return Balance(venue_accounts=(account,))`"
+    return f"it answered with {kind} in place of {right}: write `return {form}`"
+
+
+def undeclared_field(error: VenueError, metadata: ExchangeMetadata) -> str:
+    """What is wrong with a listing that does not ask for the field which its plugin has missed; empty if it does."""
+    return unlisted_field(error.missing_field if isinstance(error, CredentialInvalid) else "", metadata)
+
+
+def unlisted_field(field: str, metadata: ExchangeMetadata) -> str:
+    """What is wrong with a listing that does not ask for a field that its plugin reads; empty if it does."""
+    # A listing that borrows a credential leaves it to the other to ask for its fields.
+    if not field or metadata.credential_of or any(known.name == field for known in metadata.credential_fields):
+        return ""
+    return (
+        f"it reads {field} of the credential, which credential_fields of {metadata.id} does not list: write "
+        f'CredentialField("{field}", "...") there'
+    )
 
 
 def translate_error(error: VenueError, plugin: str) -> ServiceError:
@@ -97,14 +125,30 @@ def _content(error: ServiceError) -> tuple[str, str | None, float | None]:
 def _validate(answer: object, listing: Listing) -> Balance:
     """The answer if it has the promised shape; the amounts validated themselves when they were made."""
     plugin = listing.plugin.info.name
+    problem = answer_fault(answer, listing.metadata)
+    if not problem:
+        assert isinstance(answer, Balance)
+        return answer
     if not isinstance(answer, Balance):
-        log.error("plugin.failed", plugin=plugin, answer=type(answer).__name__)
-        raise PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
-    problem = _list_error(answer) or shape_error(answer, listing.metadata)
-    if problem:
-        log.error("plugin.failed", plugin=plugin, problem=problem)
-        raise PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem}.")
-    return answer
+        raise _failed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.", problem)
+    raise _failed(f"The plugin {plugin} answered with a wrong balance: {problem.partition(': ')[0]}.", problem)
+
+
+def _failed(message: str, problem: str) -> PluginFailed:
+    """The error for the caller, with the problem for the service's log."""
+    error = PluginFailed(message)
+    error.problem = problem
+    return error
+
+
+def answer_fault(answer: object, metadata: ExchangeMetadata) -> str:
+    """What is wrong with what `fetch_balance` returned, or `watch_balance` yielded, and what to write.
+
+    Empty if nothing is. The contract suite fails with the same words.
+    """
+    if not isinstance(answer, Balance):
+        return _other_answer(answer, "a Balance", "Balance(venue_accounts=(...,))")
+    return _list_error(answer) or shape_error(answer, metadata) or _time_error(answer)
 
 
 def _select_requested(balance: Balance, call: VenueCall) -> Balance:
@@ -155,11 +199,38 @@ def _has_known_type(account: VenueAccount, metadata: ExchangeMetadata) -> bool:
 def _list_error(balance: Balance) -> str:
     """Which list of a plugin's answer is something else, in words; empty if none is."""
     for name in ("venue_accounts", "notes"):
-        if not isinstance(getattr(balance, name), tuple | list):
-            return f"its {name} are not a tuple"
+        if fault := _not_a_tuple(getattr(balance, name)):
+            return f"its {name} are not a tuple{fault}"
     for account in balance.venue_accounts:
-        if isinstance(account, VenueAccount) and not isinstance(account.assets, tuple | list):
-            return "the assets of an account are not a tuple"
+        if isinstance(account, VenueAccount) and (fault := _not_a_tuple(account.assets)):
+            return f"the assets of an account are not a tuple{fault}"
+    return ""
+
+
+def _not_a_tuple(value: object) -> str:
+    """What to write in place of something that is no tuple; empty if it is one."""
+    if isinstance(value, tuple | list):
+        return ""
+    kind = type(value).__name__[:64]
+    if isinstance(value, VenueAccount | AssetBalance | str):
+        shown = '"..."' if isinstance(value, str) else f"{kind}(...)"
+        return f", but of the type {kind}: a comma is missing, write ({shown},) with a comma before the bracket"
+    if value is None:
+        return ", but None: write () for an empty one"
+    return f", but of the type {kind}: write tuple(...) around it"
+
+
+def _time_error(balance: Balance) -> str:
+    owners: tuple[Balance | VenueAccount, ...] = (balance, *balance.venue_accounts)
+    for owner in owners:
+        time: object = owner.venue_time
+        if time is None:
+            continue
+        where = f"the venue_time of a {type(owner).__name__}"
+        if not isinstance(time, datetime):
+            return f"{where} is of the type {type(time).__name__[:64]}: read it by `milliseconds`, or write a datetime"
+        if time.utcoffset() is None:
+            return f"{where} has no time zone: read it by `milliseconds`, or write datetime(..., tzinfo=UTC)"
     return ""
 
 
@@ -171,32 +242,43 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
         return f"{len(balance.venue_accounts)} accounts are more than {MAX_ROWS}"
     for account in balance.venue_accounts:
         if not isinstance(account, VenueAccount) or not all(isinstance(part, str) for part in account.identity):
-            return "an account is not a VenueAccount, or its name is not made of texts"
+            return (
+                f"an account is not a VenueAccount ({type(account).__name__[:64]}), or its name is not made of texts: "
+                "write VenueAccount(id=..., type=..., assets=(...,))"
+            )
         if any(len(part) > _LONGEST_NAME for part in account.identity):
             return f"an account has a name of over {_LONGEST_NAME} characters"
         if account.identity in identities:
-            return "two accounts have the same id, type and sub-account"
+            return "two accounts have the same id, type and sub-account: give each its own id"
         identities.add(account.identity)
         if not _has_known_type(account, metadata):
             return (
-                f"an account is of the type {account.type[:40]!r}, which account_types of {metadata.id} does not list"
+                f"an account is of the type {account.type[:40]!r}, which account_types of {metadata.id} does not list: "
+                f"write one of {', '.join(metadata.account_types)[:200]}"
             )
         if not isinstance(account.summary, Summary | None) or not isinstance(account.error, ServiceError | None):
-            return "an account's summary or error is of another type"
+            return "an account's summary or error is of another type: write summary=Summary(...) or error=VenueError"
         assets = set()
         for row in account.assets:
             count += 1
             if count > MAX_ROWS:
                 return f"it has more than {MAX_ROWS} rows"
-            if not isinstance(row, AssetBalance) or not isinstance(row.asset, str) or not row.asset:
-                return "a row is not an AssetBalance, or has no asset"
+            if not isinstance(row, AssetBalance):
+                return (
+                    f"a row is not an AssetBalance, but of the type {type(row).__name__[:64]}: write AssetBalance(...)"
+                )
+            if not isinstance(row.asset, str) or not row.asset:
+                return 'a row has no asset: write AssetBalance("BTC", total=...), with the code as a text'
             if not isinstance(row.venue_asset, str):
-                return "a row's venue_asset is not a text"
+                return 'a row\'s venue_asset is not a text: leave it out, or write venue_asset="XXBT"'
             if len(row.asset) > _LONGEST_NAME or len(row.venue_asset) > _LONGEST_NAME:
                 return f"an asset has a name of over {_LONGEST_NAME} characters"
             assets.add(row.identity)
         if len(assets) != len(account.assets):
-            return "an account has two rows for one asset and kind"
+            return (
+                "an account has two rows for one asset and kind: write one, or name the venue's own codes as "
+                "venue_asset, or their kinds as kind"
+            )
     if not isinstance(balance.summary, Summary | None):
-        return "its summary is of another type"
+        return 'its summary is of another type: write Summary("USD", total=...) or None'
     return ""

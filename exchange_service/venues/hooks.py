@@ -1,8 +1,10 @@
-"""What a plugin's hooks must be: there, of the right kind, and with the return type that the plugin API says."""
+"""What a plugin's hooks must be: there, marked, of the right name and kind, and with the arguments and the return type
+that the plugin API says."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -10,7 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pluggy
 
+from exchange_service import plugin_api
 from exchange_service.model import Balance, Changed, KeyRights, Manifest
+from exchange_service.venues.failures import near
 
 _ITERATORS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
@@ -23,6 +27,11 @@ class _HookRule:
     returns: tuple[type, ...]
     is_right: Callable[[Any], bool]
     required: bool = False
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of its arguments."""
+        return ("call",) if "(call)" in self.form else ()
 
 
 def _is_plain(function: Any) -> bool:
@@ -49,16 +58,69 @@ _RULES = {
 }
 
 
-def hook_fault(hooks: Any) -> str:
+# How each hook is written.
+HOOK_FORMS = {name: rule.form for name, rule in _RULES.items()}
+
+
+class WrongHooks(Exception):
+    """The hooks of a plugin are not what the plugin API says; the text is a sentence for its author."""
+
+
+def register_hooks(module: object, name: str) -> pluggy.PluginManager:
+    """A plugin manager that knows the hooks of this plugin alone; raises WrongHooks if one is not as it should be."""
+    manager = pluggy.PluginManager(plugin_api.hookspec.project_name)
+    manager.add_hookspecs(plugin_api)
+    try:
+        manager.register(module, name)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        # Of pluggy's text only the hook's name: the rest holds the paths of this machine, and callers read this.
+        named = re.search(r"hook '(\w{1,100})'", str(error))
+        raise WrongHooks(_refused(named[1] if named else "", module)) from None
+    fault = _hook_fault(manager.hook, module)
+    if fault:
+        raise WrongHooks(fault)
+    return manager
+
+
+def _refused(name: str, module: object) -> str:
+    """Why a hook of this name is not taken."""
+    rule = _RULES.get(name)
+    if rule is None:
+        named = f"The hook {name}" if name else "A hook"
+        known = ", ".join(_RULES)
+        return f"{named} is not part of the plugin API.{near(name, list(_RULES)) or f' Its hooks are {known}.'}"
+    try:
+        given = list(inspect.signature(getattr(module, name)).parameters)
+    except (AttributeError, TypeError, ValueError):
+        given = []
+    wrong = ", ".join(argument[:64] for argument in given if argument not in rule.arguments)
+    return f"The hook {name} takes other arguments than the plugin API says ({wrong or '?'}): write `{rule.form}`."
+
+
+def _hook_fault(hooks: Any, module: object) -> str:
     """What is wrong with the hooks of a plugin, a sentence; empty if nothing is."""
     for name, rule in _RULES.items():
         implementations = getattr(hooks, name).get_hookimpls()
-        if not implementations and rule.required:
-            return f"The hook {name} is missing; see docs/plugins.md."
+        if not implementations:
+            fault = _missing(name, rule, module)
+            if fault:
+                return fault
         for implementation in implementations:
             fault = _fault(name, rule, implementation)
             if fault:
                 return fault
+    return ""
+
+
+def _missing(name: str, rule: _HookRule, module: object) -> str:
+    """What is wrong if there is no such hook; empty if it may be missing."""
+    function = getattr(module, name, None)
+    own = getattr(function, "__module__", None) == getattr(module, "__name__", "")
+    if callable(function) and (own or rule.required):
+        return f"The hook {name} is not marked: write `@hookimpl` in the line above `{rule.form}`."
+    if rule.required:
+        return f"The hook {name} is missing: write `{rule.form}` with `@hookimpl` in the line above it."
     return ""
 
 
@@ -68,6 +130,8 @@ def _fault(name: str, rule: _HookRule, implementation: pluggy.HookImpl) -> str:
     function = inspect.unwrap(implementation.function)
     if not rule.is_right(implementation.function) and not rule.is_right(function):
         return f"The hook {name} is not what the plugin API says: write `{rule.form}`."
+    if implementation.argnames != rule.arguments:
+        return f"The hook {name} does not take what the plugin API gives it: write `{rule.form}`."
     returned = _returned(function)
     if returned is not None and not _fits(returned, rule):
         return f"The hook {name} says that it returns {_spell(returned)}: write `{rule.form}`."

@@ -70,6 +70,8 @@ _LARGE_BODY = 64 * 1024
 _SENDABLE = re.compile(r"[!-\"$-~]+\Z")
 # A WebSocket begins as a request of HTTP, so its scheme is another name for HTTP's.
 _SCHEMES = {"https": "https", "http": "http", "wss": "https", "ws": "http"}
+# What the plugin's author should write in place of something that is not an HTTP address.
+WHOLE_ADDRESS = 'Write call.url() + "/v1/..." in the plugin, with the slash behind the host.'
 # From this status on an answer is not what was asked for.
 _REFUSED = 300
 _USER_AGENT = "exchange-service"
@@ -228,7 +230,17 @@ class _Reach:
         host, scheme = (url.host or "").lower(), _SCHEMES.get(url.scheme, url.scheme)
         if (scheme, host, url.port) in self.origins:
             return
-        raise PluginFailed(f"The plugin for {self.venue} {self._difference(scheme, host, url.port)}")
+        raise PluginFailed(
+            f"The plugin for {self.venue} {self._difference(scheme, host, url.port)}", advice=self._advice(scheme, host)
+        )
+
+    def _advice(self, scheme: str, host: str) -> str | None:
+        """What the plugin's author should write, if the URL shows the mistake."""
+        if not scheme or not host:
+            return WHOLE_ADDRESS
+        if any(name and host != name and host.startswith(name) for _, name, _ in self.origins):
+            return 'A slash is missing behind the host: write call.url() + "/v1/..." in the plugin.'
+        return None
 
     def _difference(self, scheme: str, host: str, port: int | None) -> str:
         if scheme and scheme not in _SCHEMES:
@@ -385,7 +397,9 @@ def _translated_failures(venue: str) -> Iterator[None]:
     except aiohttp.ClientPayloadError:
         raise VenueMalformed(f"{venue} answered with a broken body.") from None
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise PluginFailed(f"The plugin for {venue} asked for something that is not an HTTP address.") from None
+        raise PluginFailed(
+            f"The plugin for {venue} asked for something that is not an HTTP address.", advice=WHOLE_ADDRESS
+        ) from None
     except aiohttp.ClientError:
         raise VenueMalformed(f"{venue} answered with something that is not HTTP.") from None
 
@@ -465,7 +479,7 @@ class VenueHttp:
             self._reach.check(sent)
         except ValueError:
             raise PluginFailed(
-                f"The plugin for {self._venue} asked for something that is not an HTTP address."
+                f"The plugin for {self._venue} asked for something that is not an HTTP address.", advice=WHOLE_ADDRESS
             ) from None
         return sent
 

@@ -7,18 +7,23 @@ version is rejected with a sentence for the operator, and the other plugins serv
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.abc import InspectLoader
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points
+from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from exchange_service import plugin_api
-from exchange_service.model import Manifest, ModelError, PluginInfo
+from exchange_service.model import Manifest, PluginInfo
 from exchange_service.plugin_kit.state import State
-from exchange_service.venues.hooks import hook_fault
+from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_name
+from exchange_service.venues.hooks import WrongHooks, register_hooks
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
 
 # Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
@@ -40,7 +45,7 @@ class LoadedPlugin:
 
     `manager` is None if none of the plugin's code is loaded in this process. `own_process`: the plugin reads accounts
     in a process of its own. `third_party`: it does so, and is not made by this project. `refreshes`: it has the hook
-    refresh_manifest.
+    refresh_manifest. `interpreter`: what runs its process, if that is not the service's own.
     """
 
     info: PluginInfo
@@ -50,6 +55,7 @@ class LoadedPlugin:
     own_process: bool = False
     third_party: bool = False
     refreshes: bool = False
+    interpreter: Interpreter | None = None
 
     @property
     def ours(self) -> bool:
@@ -130,50 +136,74 @@ def load_entry_point(point: EntryPoint) -> LoadedPlugin:
         raise
     # A module may do anything at import, sys.exit included.
     except BaseException as error:
-        value = point.value[:100]
-        if not _MODULE.match(value):
-            raise PluginRejected(f"Its entry point {value!r} does not name a module.") from None
-        module = value.partition(":")[0].strip()
+        raise PluginRejected(_import_failure(point, info, error)) from None
+    if inspect.isclass(module) or inspect.isroutine(module):
         raise PluginRejected(
-            f"Importing {value} failed with {describe_failure(error)} "
-            f"Run `python -c 'import {module}'` to see why, or uninstall {info.distribution}."
-        ) from None
+            f"Its entry point names {point.value[:100]}, which is not a module: write "
+            f'{point.name} = "{point.value.partition(":")[0].strip()[:100]}" in its pyproject.toml.'
+        )
     return load_plugin(module, info)
 
 
-def describe_failure(error: BaseException) -> str:
-    """An exception's type, and its text only if it is of the model's own: another text may hold anything."""
-    text = f": {error}" if isinstance(error, ModelError) else ""
-    return f"{type(error).__name__}{text}."
+def _import_failure(point: EntryPoint, info: PluginInfo, error: BaseException) -> str:
+    value = point.value[:100]
+    if not _MODULE.match(value):
+        return (
+            f"Its entry point {value!r} does not name a module: write a line such as "
+            f'{point.name} = "exchange_service_{point.name}" in its pyproject.toml.'
+        )
+    module = value.partition(":")[0].strip()
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and (missing == module or module.startswith(f"{missing}.")):
+        return (
+            f"Its entry point names the module {module}, which is not found: name the plugin's own module in its "
+            f'pyproject.toml, such as {point.name} = "exchange_service_{point.name}", and install it again.'
+        )
+    if isinstance(error, AttributeError) and ":" in value and not place_in(error, module):
+        return f'Its entry point names {value}, which the module does not have: write {point.name} = "{module}".'
+    told = f"Importing {value} failed with {describe_failure(error, module)}"
+    if known_problem(error):
+        return told
+    remove = f", or uninstall {info.distribution}" if info.distribution else ""
+    return f"{told} Run `python -c 'import {module}'` to see why{remove}."
 
 
 def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
     """Register one plugin with a manager of its own and read its manifest; PluginRejected if it cannot serve."""
-    manager = pluggy.PluginManager(plugin_api.hookspec.project_name)
-    manager.add_hookspecs(plugin_api)
     try:
-        manager.register(module, info.name)
-        manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as error:
-        # Of pluggy's text only the hook's name: the rest holds the paths of this machine, and callers read this.
-        named = re.search(r"hook '(\w+)'", str(error))
-        hook = f"The hook {named[1]}" if named else "A hook"
+        manager = register_hooks(module, info.name)
+    except WrongHooks as fault:
+        raise PluginRejected(str(fault)) from None
+    if _reads_the_version(module):
         raise PluginRejected(
-            f"{hook} is not part of the plugin API, or takes other arguments there; see docs/plugins.md."
-        ) from None
-    fault = hook_fault(manager.hook)
-    if fault:
-        raise PluginRejected(fault)
+            "It gives API_VERSION as the version that it was written for, which is always the version of the service: "
+            f"write the number, api_version={plugin_api.API_VERSION}."
+        )
     try:
         manifest = manager.hook.exchange_manifest()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginRejected(f"Its manifest could not be read: {describe_failure(error)}") from None
+        told = describe_failure(error, getattr(module, "__name__", ""))
+        raise PluginRejected(f"Its manifest could not be read: {told}") from None
     validated = validate_manifest(manifest)
     _require_watch(manager.hook, validated)
     refreshes = bool(manager.hook.refresh_manifest.get_hookimpls())
     return LoadedPlugin(info, manager, validated, State(), refreshes=refreshes)
+
+
+def _reads_the_version(module: object) -> bool:
+    """Whether the code of a plugin's module uses API_VERSION. That the module has the name says nothing: it may import
+    all of the page."""
+    if not isinstance(module, ModuleType) or not hasattr(module, "API_VERSION"):
+        return False
+    loader = getattr(module.__spec__, "loader", None)
+    try:
+        code = loader.get_code(module.__name__) if isinstance(loader, InspectLoader) else None
+    # Any exception: the module is there, and what it was made of may not be any more.
+    except Exception:
+        return False
+    return code is not None and reads_name(code, "API_VERSION")
 
 
 def _require_watch(hooks: Any, manifest: Manifest) -> None:

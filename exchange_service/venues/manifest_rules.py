@@ -38,12 +38,12 @@ _MOST_UNITS, _LONGEST_WINDOW = 10**9, 366 * 24 * 3600
 def broken_rules(manifest: Manifest) -> Iterator[str]:
     """A sentence for each rule that a manifest breaks whose values have the right types."""
     if not manifest.exchanges:
-        yield "It lists no exchange."
+        yield "It lists no exchange: write exchanges=(ExchangeMetadata(...),)."
     for place, note in enumerate(manifest.notes):
         yield from (f"It {fault}" for fault in _text_faults(f"notes[{place}]", note))
     ids = [metadata.id for metadata in manifest.exchanges]
-    if len(set(ids)) != len(ids):
-        yield "It lists an exchange id twice."
+    for twice in sorted({exchange_id for exchange_id in ids if ids.count(exchange_id) > 1}):
+        yield f"It lists the exchange id {twice[:64]!r} twice: give each listing an id of its own."
     for metadata in manifest.exchanges:
         where = f"The listing {metadata.id[:64]!r}"
         for fault in _listing_faults(metadata, ids):
@@ -52,7 +52,10 @@ def broken_rules(manifest: Manifest) -> Iterator[str]:
 
 def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterator[str]:
     if not _ID.match(metadata.id):
-        yield "has an id that is not 1 to 64 lower case letters, digits, '_' and '-', or begins with '_' or '-'."
+        yield (
+            "has an id that is not 1 to 64 lower case letters, digits, '_' and '-', or begins with '_' or '-': write "
+            'one such as id="acme".'
+        )
     for item in fields(metadata):
         value = getattr(metadata, item.name)
         if isinstance(value, str):
@@ -120,7 +123,8 @@ def _environment_faults(metadata: ExchangeMetadata) -> Iterator[str]:
             yield f"has no address for the environment {environment.name[:64]!r}."
         for name, url in environment.urls.items():
             yield from _text_faults("the name of an address", name)
-            yield from _address_faults(url)
+            where = f"({name[:64]!r} of {environment.name[:64]!r})"
+            yield from (f"has an address {fault}" for fault in _address_faults(url, where))
 
 
 def _meant(names: Sequence[str]) -> Iterator[str]:
@@ -150,15 +154,16 @@ def _name_to_write(name: str, word: str) -> str:
     return f"{wrong}: give this one a listing of its own, with another id."
 
 
-def _address_faults(url: str) -> Iterator[str]:
+def _address_faults(url: str, where: str) -> Iterator[str]:
+    """What is wrong with an address, without the address: it may hold a key."""
     parts = _split(url)
     if parts is None or not parts.hostname or not _is_plain(url):
-        yield "has an address without a host, or with a wrong one."
+        yield f'without a host, or with a wrong one {where}: write it whole, as in "https://api.acme.example".'
         return
     if parts.scheme not in ("https", "wss"):
-        yield "has an address that does not begin with https:// or wss://."
+        yield f'that does not begin with https:// or wss:// {where}: write "https://..." in place of "{parts.scheme[:16]}://...".'
     if "@" in parts.netloc or parts.query or parts.fragment:
-        yield "has an address that holds more than scheme, host and path."
+        yield f"that holds more than scheme, host and path {where}: leave the rest out, and send it with a request."
 
 
 def _link_faults(metadata: ExchangeMetadata) -> Iterator[str]:

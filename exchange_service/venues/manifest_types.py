@@ -57,7 +57,12 @@ def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
         else:
             yield _sentence(path, _one(kind), value)
     elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        yield _sentence(path, _one(kind), value)
+        yield _sentence(path, _one(kind), value) + _unquoted(kind, value)
+
+
+def _unquoted(kind: Any, value: Any) -> str:
+    """What to write in place of a text, for a number or a truth value."""
+    return " Write it without quotes." if kind in (int, bool) and isinstance(value, str) else ""
 
 
 def _in_tuple(value: Any, kind: Any, path: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from exchange_service.model import Manifest
-from exchange_service.plugin_api import API_VERSION
+from exchange_service.plugin_api import API_VERSION, SERVED_API_VERSIONS
 from exchange_service.tasks import beside_the_loop
 from exchange_service.venues.manifest_rules import broken_rules
 from exchange_service.venues.manifest_types import wrong_types
@@ -51,16 +51,26 @@ def manifest_faults(manifest: object) -> Iterator[str]:
     """A sentence for everything for which the service refuses a manifest. Rules for values are looked at only if all
     have the right types."""
     if type(manifest) is not Manifest:
-        yield f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__}."
-        return
-    if type(manifest.api_version) is int and manifest.api_version != API_VERSION:
         yield (
-            f"It was written for version {manifest.api_version} of the plugin API; this service has {API_VERSION}. "
-            "Install a matching release of one of them."
+            f"exchange_manifest should return a Manifest, and returned {type(manifest).__name__[:64]}: write "
+            f"`return Manifest(api_version={API_VERSION}, exchanges=(...,))`."
         )
+        return
+    if type(manifest.api_version) is int and manifest.api_version not in SERVED_API_VERSIONS:
+        yield _not_served(manifest.api_version)
         return
     wrong = [f"In its manifest, {sentence}" for sentence in wrong_types(manifest)]
     yield from wrong or broken_rules(manifest)
+
+
+def _not_served(version: int) -> str:
+    served = " and ".join(map(str, SERVED_API_VERSIONS))
+    if version < 1:
+        return f"It says api_version={version}, and the versions begin with 1: write api_version={API_VERSION}."
+    return (
+        f"It was written for version {version} of the plugin API, and this release of the service serves {served}: "
+        f"write api_version={API_VERSION} if it was not, or install a release of one of them that fits the other."
+    )
 
 
 @cache
@@ -82,8 +92,12 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def manifest_digest(manifest: Manifest) -> bytes:
-    """The same for equal manifests, whichever process they are in."""
-    return hashlib.sha256(write_manifest(manifest)).digest()
+    """The same for equal manifests, whichever process they are in.
+
+    Without fields that have their default: another version of this project may lack one, and reads the manifest alike.
+    """
+    data = _manifest_adapter().dump_json(manifest, exclude_defaults=True, warnings="error")
+    return hashlib.sha256(data).digest()
 
 
 async def refreshed_manifest(plugin: str, refresh: Callable[[], Awaitable[object]]) -> Manifest | None:

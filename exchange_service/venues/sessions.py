@@ -34,7 +34,6 @@ from exchange_service.model import (
     Environment,
     ExchangeMetadata,
     KeyRights,
-    ModelError,
 )
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
@@ -42,7 +41,9 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answer_times import noting_answers
-from exchange_service.venues.answers import read_balance, read_key_rights, translate_error
+from exchange_service.venues.answers import read_balance, read_key_rights, translate_error, undeclared_field
+from exchange_service.venues.blocking import BLOCKS, WATCH, Step
+from exchange_service.venues.failures import known_problem
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.priority import Priority
@@ -57,6 +58,8 @@ _SWEEP_INTERVAL = 30.0
 _BLOCKED_SHARE = 0.5
 # Seconds that a watch which is given up has to end.
 _ENDING = 0.5
+# The innermost places of an exception that a log line names: the plugin's own among them, also below our session.
+_MOST_PLACES = 6
 # Seconds that are no blocking, however little time a call had.
 _LEAST_BLOCKED = 0.2
 
@@ -177,7 +180,7 @@ class Sessions:
         """What `read` makes of a call of the plugin with the account's session, within the deadline."""
         listing = target.listing
         session, call = await self._begin(target, deadline)
-        run = _MeasuredRun(_run_apart(listing, call, read))
+        run = _MeasuredRun(_run_apart(listing, call, read), listing.plugin.info.name)
         task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
         task.add_done_callback(lambda _: self._release(session))
@@ -194,11 +197,14 @@ class Sessions:
             raise
         if not done:
             self._leave_behind(task)
-            if run.busy > max(_LEAST_BLOCKED, allowed * _BLOCKED_SHARE):
-                raise _blocked(listing, run.busy)
+            if _has_blocked(run, allowed):
+                raise _blocked(listing, run)
             raise VenueTimeout(f"{call.exchange.name} did not answer in time.")
         if task.cancelled():
             raise PluginFailed(f"The plugin {listing.plugin.info.name} cancelled its own call.")
+        # Its own requests found no time left, because it had kept the loop from them.
+        if isinstance(task.exception(), VenueTimeout) and _has_blocked(run, allowed):
+            raise _blocked(listing, run)
         return task.result()
 
     def _leave_behind(self, task: asyncio.Task[Any]) -> None:
@@ -345,9 +351,21 @@ def _has_opened(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-def _blocked(listing: Listing, busy: float) -> PluginFailed:
-    name, seconds = listing.plugin.info.name, round(busy, 1)
-    log.error("plugin.failed", plugin=name, exchange=listing.metadata.id, problem="it blocks its loop", seconds=seconds)
+def _has_blocked(run: _MeasuredRun[Any], allowed: float) -> bool:
+    """Whether a run that was `allowed` so many seconds has kept the loop busy for most of them."""
+    return run.busy > max(_LEAST_BLOCKED, allowed * _BLOCKED_SHARE)
+
+
+def _blocked(listing: Listing, run: _MeasuredRun[Any]) -> PluginFailed:
+    name, seconds = listing.plugin.info.name, round(run.busy, 1)
+    log.error(
+        "plugin.failed",
+        plugin=name,
+        exchange=listing.metadata.id,
+        problem=BLOCKS,
+        seconds=seconds,
+        **({"at": run.blocked_at} if run.blocked_at else {}),
+    )
     return PluginFailed(
         f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
         advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
@@ -356,25 +374,33 @@ def _blocked(listing: Listing, busy: float) -> PluginFailed:
 
 class _MeasuredRun(Coroutine[Any, Any, T]):
     """A coroutine for a task to run. `busy` adds up the seconds for which its steps kept the event loop from others:
-    a plugin that blocks the loop must not be taken for a slow venue. Steps of tasks that it starts are not counted."""
+    a plugin that blocks the loop must not be taken for a slow venue. Steps of tasks that it starts are not counted.
+    `blocked_at` is where the last step was that took too long."""
 
-    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, work: Coroutine[Any, Any, T], plugin: str) -> None:
         self._work = work
+        self._plugin = plugin
         self.busy = 0.0
+        self.blocked_at: list[str] = []
 
     def send(self, value: Any) -> Any:
-        began = time.perf_counter()
+        step = WATCH.begin(self._plugin)
         try:
             return self._work.send(value)
         finally:
-            self.busy += time.perf_counter() - began
+            self._end(step)
 
     def throw(self, *error: Any) -> Any:
-        began = time.perf_counter()
+        step = WATCH.begin(self._plugin)
         try:
             return self._work.throw(*error)
         finally:
-            self.busy += time.perf_counter() - began
+            self._end(step)
+
+    def _end(self, step: Step) -> None:
+        WATCH.end()
+        self.busy += time.perf_counter() - step.began
+        self.blocked_at = step.places or self.blocked_at
 
     def close(self) -> None:
         self._work.close()
@@ -418,10 +444,26 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
     name = listing.plugin.info.name
     try:
         return await read(call)
-    # The second one: the session that the plugin was given has no connection left.
-    except (PluginFailed, ServiceOverloaded):
+    except PluginFailed as error:
+        log.error(
+            "plugin.failed",
+            plugin=name,
+            exchange=call.exchange.id,
+            problem=error.problem or error.text,
+            # An answer is refused after the hook has ended.
+            **({} if error.problem else {"at": raised_at(error, most=_MOST_PLACES)}),
+        )
+        raise
+    # The session that the plugin was given has no connection left.
+    except ServiceOverloaded:
         raise
     except VenueError as error:
+        if problem := undeclared_field(error, call.exchange):
+            log.error("plugin.failed", plugin=name, exchange=call.exchange.id, problem=problem)
+            raise PluginFailed(
+                f"The plugin {name} reads a field of the credential that its listing does not ask for.",
+                advice="Report it to the plugin's author; the service's log says which one.",
+            ) from None
         raise translate_error(error, name) from None
     except TimeoutError:
         raise VenueTimeout(f"{call.exchange.name} did not answer in time.") from None
@@ -429,13 +471,14 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
         raise
     # SystemExit would end the service if it left the task.
     except BaseException as error:
+        problem = known_problem(error)
         log.error(
             "plugin.failed",
             plugin=name,
             exchange=call.exchange.id,
             error=type(error).__name__,
-            at=raised_at(error, most=4),
-            **({"problem": str(error)} if isinstance(error, ModelError) else {}),
+            at=raised_at(error, most=_MOST_PLACES),
+            **({"problem": problem} if problem else {}),
         )
         raise PluginFailed(
             f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",

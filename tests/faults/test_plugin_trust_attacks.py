@@ -28,6 +28,7 @@ from exchange_service.v1 import exchange_pb2
 from exchange_service.venues import answers, manifests
 from exchange_service.venues import registry as registry_module
 from exchange_service.venues import sessions as sessions_module
+from exchange_service.venues.blocking import BLOCKS
 from exchange_service.venues.loading import load_plugin
 from exchange_service.venues.manifests import PluginRejected
 from exchange_service.venues.registry import PluginProblem, Registry
@@ -575,7 +576,7 @@ class TestBlocking:
             with capture_logs() as lines, pytest.raises(PluginFailed, match="fakex blocked its event loop for 1"):
                 await running.client.get_balance("alice", "fakex", max_age=0)
             (line,) = [line for line in lines if line["event"] == "plugin.failed"]
-            assert (line["plugin"], line["problem"]) == ("fakex", "it blocks its loop")
+            assert (line["plugin"], line["problem"]) == ("fakex", BLOCKS)
 
     @pytest.mark.threat("T44")
     @pytest.mark.parametrize(
@@ -619,7 +620,7 @@ async def test_the_sentence_about_a_wrong_amount_reaches_the_operators_log_and_n
         with capture_logs() as lines, pytest.raises(PluginFailed) as failed:
             await running.client.get_balance("alice", "fakex")
     (line,) = [line for line in lines if line["event"] == "plugin.failed"]
-    assert line["problem"] == sentence
+    assert line["problem"].startswith(sentence)
     assert sentence not in str(failed.value)
 
 

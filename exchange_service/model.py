@@ -23,6 +23,11 @@ PRODUCTION = "production"
 # The environment of accounts to try things with.
 SANDBOX = "sandbox"
 
+# What a row of a balance is: money of its asset, or an instrument that is held.
+CASH = "cash"
+HOLDING = "holding"
+_KINDS = ("", CASH, HOLDING)
+
 # The catalogue's asset classes, as the owner's application shows them.
 ASSET_CLASSES = ("Crypto", "Forex", "Stocks", "Options", "Futures", "Multi-Asset")
 
@@ -384,6 +389,10 @@ _LARGEST_POWER = 100
 _MOST_DIGITS = 250
 
 
+# The fields of an AssetBalance that say which row it is.
+_NO_AMOUNTS = frozenset({"asset", "venue_asset", "kind"})
+
+
 def _check_amounts(value: Any, *, skip: frozenset[str]) -> None:
     """Raise TypeError for an amount that is not a Decimal, such as a float, ValueError for one that is too large."""
     for name in value.__slots__:
@@ -406,8 +415,9 @@ class AssetBalance:
     """One asset in one venue account, with the numbers as the venue states them; None if it does not say.
 
     Do not compute `used` as `total - free`: on margin venues the three need not add up. `venue_asset` is the venue's
-    own code if it differs from `asset`. Raises TypeError for an amount that is not a Decimal, ValueError for one that
-    is not finite.
+    own code if it differs from `asset`. `kind` is CASH for money, HOLDING for an instrument such as a stock, or
+    empty where nothing can be confused: a stock named USD and the currency are two rows. Raises TypeError for an amount
+    that is not a Decimal, ValueError for one that is not finite and for another kind.
     """
 
     # The code that everybody uses, such as BTC or USD.
@@ -422,9 +432,17 @@ class AssetBalance:
     debt: Decimal | None = None
     # The venue's own code, if it is another one.
     venue_asset: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
-        _check_amounts(self, skip=frozenset({"asset", "venue_asset"}))
+        _check_amounts(self, skip=_NO_AMOUNTS)
+        if self.kind not in _KINDS:
+            raise WrongValue('AssetBalance.kind must be CASH ("cash"), HOLDING ("holding") or empty')
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Asset, the venue's code and kind, which differ from those of every other row of the same venue account."""
+        return (self.asset, self.venue_asset, self.kind)
 
     def mismatch(self) -> bool:
         """Whether `free` and `used` do not add up to `total`, or the only one of them that is known is larger."""

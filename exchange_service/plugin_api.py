@@ -46,6 +46,8 @@ from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
     ANSWER_LIMIT,
     ASSET_CLASSES,
+    CASH,
+    HOLDING,
     PRODUCTION,
     SANDBOX,
     SECRET_FIELDS,
@@ -76,17 +78,26 @@ from exchange_service.plugin_kit.payload import (
     as_list,
     as_object,
     check_unique,
+    iso_time,
     milliseconds,
     parse_amount,
     parse_json,
     required_amount,
+    required_iso_time,
     required_milliseconds,
+    required_seconds,
     retry_after,
+    seconds,
     text,
 )
 from exchange_service.plugin_kit.push import PushLanguage, Socket, Subscription, subscribed
 from exchange_service.plugin_kit.responses import raise_unexpected_status
-from exchange_service.plugin_kit.several_accounts import combined_summary, gather_accounts, read_account_list
+from exchange_service.plugin_kit.several_accounts import (
+    combined_summary,
+    gather_accounts,
+    read_account_list,
+    split_accounts,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import beside_the_loop
 
@@ -95,6 +106,8 @@ __all__ = [
     "ANSWER_LIMIT",
     "API_VERSION",
     "ASSET_CLASSES",
+    "CASH",
+    "HOLDING",
     "KEY_KINDS",
     "PRODUCTION",
     "SANDBOX",
@@ -153,6 +166,7 @@ __all__ = [
     "gather_accounts",
     "hookimpl",
     "hookspec",
+    "iso_time",
     "milliseconds",
     "parse_amount",
     "parse_json",
@@ -163,9 +177,13 @@ __all__ = [
     "require_account",
     "require_same_accounts",
     "required_amount",
+    "required_iso_time",
     "required_milliseconds",
+    "required_seconds",
     "required_text",
     "retry_after",
+    "seconds",
+    "split_accounts",
     "subscribed",
     "text",
     "wallet_address",

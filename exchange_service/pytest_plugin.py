@@ -4,8 +4,9 @@
 
 tests the plugin whose entry point is called `acme`, with the simulators that its distribution names in the entry-point
 group `exchange_service.simulators`. The line `exchange_plugin = "acme"` in a project's pytest settings adds the suite
-to the project's own tests. pytest loads this module in every project where the service is installed, so the module
-imports nothing of the service.
+to the project's own tests. In place of the name a folder with a pyproject.toml may stand, whose plugin need not be
+installed; so does the name of the plugin in the folder where pytest runs. pytest loads this module in every project
+where the service is installed, so the module imports nothing of the service.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ MALFORMED = "malformed answers"
 SWEEP = "sweep"
 # The name of a test's property: how many facts have a witness, and how many are unproven.
 WITNESSES = "witnesses"
-# The names of the plugins to test. The suite reads them when pytest collects it.
+# The plugins to test, by name or folder. The suite reads them when pytest collects it.
 CHOSEN: list[str] = []
+# The folder of the project that is tested, as a list of one.
+ROOT: list[Path] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "Test the exchange-service plugin whose entry point has this name; can be repeated."
+    text = "Test the exchange-service plugin of this name, or in this folder; can be repeated."
     group = parser.getgroup("exchange-service")
-    group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME", help=text)
+    group.addoption("--exchange-plugin", action="append", default=[], metavar="NAME_OR_FOLDER", help=text)
     parser.addini("exchange_plugin", text, type="args", default=[])
 
 
 def pytest_configure(config: pytest.Config) -> None:
     named = config.getoption("--exchange-plugin")
     CHOSEN[:] = dict.fromkeys([*named, *config.getini("exchange_plugin")])
+    ROOT[:] = [config.rootpath]
     if not CHOSEN or _SUITE in config.args:
         return
     paths_given = config.args_source is config.ArgsSource.ARGS

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service.errors import AccountUnknown, CredentialRejected, VenueError, VenueMalformed, VenueTimeout
+from exchange_service import plugin_api
+from exchange_service.errors import (
+    AccountUnknown,
+    CredentialRejected,
+    FeatureNotEnabled,
+    VenueError,
+    VenueMalformed,
+    VenueTimeout,
+)
 from exchange_service.model import AssetBalance, Summary, VenueAccount
-from exchange_service.plugin_kit.payload import text
+from exchange_service.plugin_kit.payload import required_amount, text
 from exchange_service.plugin_kit.several_accounts import (
     combined_summary,
     deficit_notes,
     gather_accounts,
     read_account_list,
+    split_accounts,
 )
 
 
@@ -353,6 +364,80 @@ def test_several_entries_without_an_id_stand_together() -> None:
     accounts = listed({}, None, {"id": "a", "kind": "cash"})
     assert "several" in accounts[""].message
     assert accounts["a"] == "cash"
+
+
+def kept(entry: Mapping[str, Any]) -> VenueAccount:
+    """The account of an entry; one that is locked has an error of its own."""
+    if entry.get("locked"):
+        raise FeatureNotEnabled("This account is locked.")
+    if entry.get("refused"):
+        raise CredentialRejected("The key is refused.")
+    return account(text(entry, "id", "entry"), str(required_amount(entry, "total", "entry")))
+
+
+def split(*entries: Any, **options: Any) -> tuple[VenueAccount, ...]:
+    return split_accounts(entries, lambda entry: text(entry, "id", "entry"), kept, **options)
+
+
+def test_an_answer_with_several_accounts_is_split_into_them_in_order() -> None:
+    assert split({"id": "b", "total": "1"}, {"id": "a", "total": "2"}) == (account("b", "1"), account("a", "2"))
+    assert split() == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "named", "error"),
+    [
+        ({"id": "odd"}, "odd", VenueMalformed),
+        ({"id": "odd", "total": "NaN"}, "odd", VenueMalformed),
+        ({"id": "odd", "locked": True}, "odd", FeatureNotEnabled),
+        ({"total": "1"}, "", VenueMalformed),
+        (None, "", VenueMalformed),
+        ([], "", VenueMalformed),
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_read_is_the_error_of_that_account_alone(
+    entry: Any, named: str, error: type[VenueError]
+) -> None:
+    broken, good = split(entry, {"id": "good", "total": "1"}, type="cash")
+    assert good == account("good", "1")
+    assert broken.type == "cash"
+    assert type(broken.error) is error
+    named_too = split(entry, {"id": "good", "total": "1"}, unread=lambda name: VenueAccount(name, label="mine"))[0]
+    assert (named_too.id, named_too.label) == (named, "mine")
+
+
+def test_an_account_that_one_answer_holds_twice_is_its_error_and_neither_of_its_figures() -> None:
+    twice, once = split({"id": "a", "total": "1"}, {"id": "b", "total": "5"}, {"id": "a", "total": "2"})
+    assert "twice" in str(twice.error)
+    assert not twice.assets
+    assert once == account("b", "5")
+
+
+@pytest.mark.parametrize(
+    "entries", [({"id": "a"},), ({}, None), ({"id": "a", "total": "1"}, {"id": "b", "refused": True})], ids=str
+)
+def test_an_answer_that_says_nothing_of_any_account_or_refuses_the_key_is_an_error(entries: tuple[Any, ...]) -> None:
+    with pytest.raises((VenueMalformed, CredentialRejected)):
+        split(*entries)
+
+
+def test_an_answer_is_split_into_at_most_200_accounts() -> None:
+    entries = [{"id": str(number), "total": "1"} for number in range(201)]
+    assert len(split(*entries[:200])) == 200
+    with pytest.raises(VenueMalformed, match="more than 200 accounts"):
+        split(*entries)
+
+
+def test_the_example_of_the_page_splits_an_answer() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    example = re.search(r"<!-- example: several accounts in one answer -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    names = vars(plugin_api) | {"parse": lambda entry: account(text(entry, "number", "entry"))}
+    exec(example[1], names)
+    good, odd = names["read_accounts"]({"accounts": [{"number": "7"}, {"number": 7}]})
+    assert good == account("7")
+    assert (odd.type, type(odd.error)) == ("cash", VenueMalformed)
 
 
 def test_no_account_has_no_summary() -> None:

@@ -29,6 +29,10 @@ ALLOWED: dict[str, set[str]] = {
         *{"memory_limit", "model", "observability", "open_files", "plugin_host", "settings", "spare_memory"},
         *{"startup_checks", "streams", "venue_gate", "venues", "web"},
     },
+    "authoring": {
+        *{"credentials", "errors", "grpc_server", "model", "observability", "plugin_api", "plugin_kit", "testing"},
+        *{"venues", "wire"},
+    },
     "balances": {
         *{"cache", "clock", "credentials", "deadlines", "errors", "identity", "model", "observability", "tasks"},
         *{"recently_used", "venues", "wire"},
@@ -41,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
             "accounts",
             "amounts",
             "app",
+            "authoring",
             "balances",
             "cache",
             "client",

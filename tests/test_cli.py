@@ -254,6 +254,29 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
         assert harmless(shown), shown
 
 
+def table_of(*rows: balance_pb2.AssetBalance) -> str:
+    return shown_on_a_terminal(
+        tables.balance(balance_pb2.Balance(venue_accounts=[balance_pb2.VenueAccount(type="margin", assets=rows)]))
+    )
+
+
+def test_a_table_tells_a_currency_from_a_stock_of_the_same_name() -> None:
+    money = balance_pb2.AssetBalance(asset="USD", total="5", kind=balance_pb2.ASSET_KIND_CASH)
+    stock = balance_pb2.AssetBalance(asset="USD", total="7", kind=balance_pb2.ASSET_KIND_HOLDING)
+    plain = balance_pb2.AssetBalance(asset="BTC", total="1")
+    lines = [line.split() for line in table_of(money, stock, plain).splitlines()]
+    assert lines == [
+        ["account", "asset", "kind", "total", "free", "used"],
+        ["margin", "USD", "cash", "5", "-", "-"],
+        ["margin", "USD", "holding", "7", "-", "-"],
+        ["margin", "BTC", "1", "-", "-"],
+    ]
+
+
+def test_a_table_without_kinds_has_no_column_for_them() -> None:
+    assert "kind" not in table_of(balance_pb2.AssetBalance(asset="BTC", total="1"))
+
+
 def delivered(mode: Any, reason: Any = balance_pb2.POLLING_REASON_UNSPECIFIED) -> balance_pb2.Delivery:
     return balance_pb2.Delivery(mode=mode, polling_reason=reason)
 

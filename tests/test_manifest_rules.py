@@ -252,7 +252,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"environments": SANDBOXED[::-1], "capabilities": Capabilities(sandbox=True)},
         "first",
     ),
-    "an environment of its own": (production(name="live"), "'production' first"),
+    "an environment of its own": (production(name="live"), 'Environment("production", {...}, aliases=("live",))'),
     "an alias in capitals": (production(aliases=("Live",)), "not lower case"),
     "an alias with a blank": (production(aliases=(" live",)), "not lower case"),
     "an alias twice": (production(aliases=("live", "live")), "share a name"),
@@ -282,6 +282,51 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a window without an end": ({"limits": (RateLimit("key", 10, 10**400),)}, "more than 31622400 seconds"),
     "a default that is not listed": ({"default_account_types": ("spot",)}, "account_types does not list"),
 }
+
+
+def environment(*names: str) -> dict[str, Any]:
+    listed = tuple(Environment(name, {"api": "https://a.example"}) for name in names)
+    return {"environments": listed, "capabilities": Capabilities(sandbox=len(names) > 1)}
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (("production", "paper"), ['Environment("sandbox", {...}, aliases=("paper",))']),
+        (("production", "Demo "), ['Environment("sandbox", {...}, aliases=("demo",))']),
+        (("production", "uat-2"), ['Environment("sandbox", {...}, aliases=("uat-2",))']),
+        (("live", "sandbox"), ['Environment("production", {...}, aliases=("live",))']),
+        (
+            ("live", "practice"),
+            [
+                'Environment("production", {...}, aliases=("live",))',
+                'Environment("sandbox", {...}, aliases=("practice",))',
+            ],
+        ),
+        (("production", "live"), ["a listing of its own"]),
+        (("production", "alpha"), ['Environment("sandbox", {...}, aliases=("alpha",))']),
+        (("production", "sandbox", "paper"), ["a listing of its own"]),
+        (("production", "paper", "demo"), ['aliases=("paper",)', "a listing of its own"]),
+        (("production", 'pa"per'), ['aliases=("pa\\"per",)']),
+    ],
+    ids=str,
+)
+def test_an_environment_of_another_name_is_refused_with_what_to_write(
+    names: tuple[str, ...], written: list[str]
+) -> None:
+    sentences = list(manifest_faults(manifest_of(**environment(*names))))
+    about = [sentence for sentence in sentences if "Environments are called 'production' and 'sandbox'" in sentence]
+    assert len(about) == len(written)
+    for sentence, words in zip(about, written, strict=True):
+        assert words in sentence
+    assert not any("capabilities.sandbox" in sentence or "'production' first" in sentence for sentence in sentences)
+
+
+def test_environments_of_other_names_in_the_wrong_order_are_told_both() -> None:
+    first, second, order = manifest_faults(manifest_of(**environment("testnet", "main")))
+    assert 'Environment("sandbox", {...}, aliases=("testnet",))' in first
+    assert 'Environment("production", {...}, aliases=("main",))' in second
+    assert "'production' first" in order
 
 
 def module_of(manifest: Manifest) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from dataclasses import FrozenInstanceError
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from exchange_service.errors import AccountUnknown
 from exchange_service.model import (
+    CASH,
+    HOLDING,
     Account,
     AssetBalance,
     Balance,
@@ -148,6 +151,18 @@ def test_a_part_that_is_larger_than_the_total_is_a_mismatch_as_is_a_sum_that_dif
 ) -> None:
     amounts = [None if amount is None else Decimal(amount) for amount in (total, free, used)]
     assert AssetBalance("EUR", *amounts).mismatch() is differs
+
+
+@pytest.mark.parametrize("kind", ["", CASH, HOLDING])
+def test_a_row_is_of_one_of_these_kinds(kind: str) -> None:
+    assert AssetBalance("USD", kind=kind).identity == ("USD", "", kind)
+
+
+@pytest.mark.parametrize("kind", ["Cash", "money", None, 1, ["cash"]])
+def test_a_row_of_another_kind_is_refused_with_those_there_are(kind: Any) -> None:
+    expected = 'AssetBalance.kind must be CASH ("cash"), HOLDING ("holding") or empty'
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        AssetBalance("USD", kind=kind)
 
 
 def test_a_row_is_zero_when_all_that_is_known_is() -> None:

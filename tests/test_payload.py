@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -21,11 +21,15 @@ from exchange_service.plugin_kit.payload import (
     as_object,
     check_unique,
     count_marks,
+    iso_time,
     milliseconds,
     parse_amount,
     parse_json,
     required_amount,
+    required_iso_time,
     required_milliseconds,
+    required_seconds,
+    seconds,
     text,
 )
 from exchange_service.plugin_kit.responses import raise_unexpected_status
@@ -232,6 +236,93 @@ def test_a_time_that_cannot_be_read_is_absent_where_it_informs_and_malformed_whe
     assert milliseconds({"time": value}, "time", "here") is None
     with pytest.raises(VenueMalformed, match=re.escape("here.time")):
         required_milliseconds({"time": value}, "time", "here")
+
+
+@pytest.mark.parametrize("value", [1764000000, "1764000000", Decimal("1.764E9"), Decimal("1764000000.0000009")])
+def test_a_time_in_seconds_is_a_number_or_a_text_of_digits(value: Any) -> None:
+    when = datetime(2025, 11, 24, 16, tzinfo=UTC)
+    assert seconds({"time": value}, "time", "here") == required_seconds({"time": value}, "time", "here") == when
+
+
+@pytest.mark.parametrize("value", ["1764000000.1239999999", Decimal("1764000000.1239999999")])
+def test_a_fraction_of_a_second_is_cut_and_never_rounded_up(value: Any) -> None:
+    when = datetime(2025, 11, 24, 16, 0, 0, 123999, tzinfo=UTC)
+    assert required_seconds({"time": value}, "time", "here") == when
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", 0, "0", "soon", -1, True, 10**25, [], {}, 1764000000123, "1764000000123", "-1", "1e9", " 1", "1."),
+        *(Decimal("1E-40"), Decimal("-0.5"), Decimal("1E+60"), "٣"),
+    ],
+    ids=str,
+)
+def test_seconds_that_cannot_be_read_are_absent_where_they_inform_and_malformed_elsewhere(value: Any) -> None:
+    assert seconds({"time": value}, "time", "here") is None
+    with pytest.raises(VenueMalformed, match=re.escape("here.time should be a time in seconds")):
+        required_seconds({"time": value}, "time", "here")
+
+
+@pytest.mark.parametrize("last", [253_402_300_799, "253402300799.9999999"])
+def test_the_last_second_that_can_be_told_is_in_the_year_9999(last: Any) -> None:
+    assert required_seconds({"time": last}, "time", "here").year == 9999
+    assert seconds({"time": 253_402_300_800}, "time", "here") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "microsecond"),
+    [
+        ("2025-11-24T16:00:00Z", 0),
+        ("2025-11-24t16:00:00z", 0),
+        ("2025-11-24 16:00Z", 0),
+        ("2025-11-24T17:00:00+01:00", 0),
+        ("2025-11-24T21:30:00+0530", 0),
+        ("2025-11-24T08:00-08", 0),
+        ("2025-11-24T16:00:00.1Z", 100_000),
+        ("2025-11-24T16:00:00,12Z", 120_000),
+        ("2025-11-24T16:00:00.123456Z", 123_456),
+        ("2025-11-24T16:00:00.1234567Z", 123_456),
+        ("2025-11-24T16:00:00.123999999-00:00", 123_999),
+    ],
+)
+def test_a_time_in_iso_8601_has_its_zone_and_is_told_in_utc(value: str, microsecond: int) -> None:
+    when = datetime(2025, 11, 24, 16, 0, 0, microsecond, tzinfo=UTC)
+    assert iso_time({"time": value}, "time", "here") == required_iso_time({"time": value}, "time", "here") == when
+    assert required_iso_time({"time": value}, "time", "here").tzinfo is UTC
+
+
+@pytest.mark.parametrize("value", ["2025-11-24T16:00:00", "2025-11-24 16:00:00.123"])
+def test_a_time_without_a_zone_is_not_guessed(value: str) -> None:
+    assert iso_time({"time": value}, "time", "here") is None
+    with pytest.raises(VenueMalformed, match=re.escape("here.time should be a time with its zone, but names none.")):
+        required_iso_time({"time": value}, "time", "here")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", 0, 1764000000, True, [], {}, "soon", "2025-11-24", "16:00:00Z", "2025-W48-1T16:00:00Z"),
+        *("2025-11-24T24:00:00Z", "2025-02-30T16:00:00Z", "2025-11-24T16:00:60Z", "2025-11-24T16:00:00.1234567891Z"),
+        *("2025-11-24T16:00:00Z\n", " 2025-11-24T16:00:00Z", "2025-11-24T16:00:00+24:00", "0001-01-01T00:00:00Z"),
+        *("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+23:59", "1970-01-01T00:00:00Z", "2025-11-24T1٣:00:00Z"),
+    ],
+    ids=str,
+)
+def test_a_text_that_is_no_such_time_is_absent_where_it_informs_and_malformed_elsewhere(value: Any) -> None:
+    assert iso_time({"time": value}, "time", "here") is None
+    with pytest.raises(VenueMalformed, match=re.escape("here.time should be a time in ISO 8601")):
+        required_iso_time({"time": value}, "time", "here")
+
+
+@given(st.integers(1, 253_402_300_799_999_999 - 86_400_000_000), st.integers(-1439, 1439))
+def test_every_time_is_read_to_the_microsecond(microseconds: int, offset: int) -> None:
+    when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    there = when.astimezone(timezone(timedelta(minutes=offset)))
+    assert required_iso_time({"time": there.isoformat()}, "time", "here") == when
+    text = f"{microseconds // 1_000_000}.{microseconds % 1_000_000:06}"
+    assert required_seconds({"time": text}, "time", "here") == when
+    assert required_seconds({"time": Decimal(text)}, "time", "here") == when
 
 
 def test_names_that_occur_once_are_unique_and_a_repeated_one_is_malformed() -> None:

@@ -50,7 +50,7 @@ def test_a_file_that_is_named_runs_alone(tmp_path: Path) -> None:
 def test_a_name_that_no_plugin_has_fails_the_run_with_those_that_there_are(tmp_path: Path) -> None:
     done = pytest_in(tmp_path, "--exchange-plugin", "onada")
     assert done.returncode != 0
-    assert "no installed plugin has an entry point 'onada'" in done.stdout
+    assert "No installed plugin has the name 'onada'" in done.stdout
     assert "hyperliquid, lighter, oanda" in done.stdout
 
 

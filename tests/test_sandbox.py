@@ -199,6 +199,8 @@ def test_of_a_project_that_is_installed_in_place_only_the_modules_are_read(
     for name in (".env", "keyset.json", "service.db", "deploy/keyset.json", "docs/keys.md", ".git/config"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    # One that leads to itself cannot be looked into, and keeps nothing else from being found.
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     monkeypatch.syspath_prepend(str(tmp_path))
     read = {str(Path(path).relative_to(tmp_path)) for path in sandbox.readable() if path.startswith(str(tmp_path))}
     assert read == {"acme", "shared/acme_two", "deploy/run.py", "one.py"}

@@ -33,6 +33,8 @@ from exchange_service.errors import (
     VenueUnavailable,
 )
 from exchange_service.plugin_api import (
+    CASH,
+    HOLDING,
     Account,
     AssetBalance,
     Balance,
@@ -690,6 +692,16 @@ class TestShape:
         rows = (_row(total=Decimal(1), venue_asset="XXBT"), _row(total=Decimal(2), venue_asset="XBT.F"))
         balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
         assert len(balance.venue_accounts[0].assets) == 2
+
+    async def test_a_currency_and_a_stock_of_the_same_name_are_two_rows(self, sessions: Sessions) -> None:
+        rows = (_row("USD", kind=CASH), _row("USD", kind=HOLDING), _row("USD"))
+        balance = await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
+        assert [row.kind for row in balance.venue_accounts[0].assets] == [CASH, HOLDING, ""]
+
+    async def test_two_rows_of_one_asset_and_kind_are_refused(self, sessions: Sessions) -> None:
+        rows = (_row("USD", kind=CASH), _row("USD", kind=CASH))
+        with pytest.raises(PluginFailed, match="two rows for one asset and kind"):
+            await fetch(sessions, ScriptedPlugin(answer=returning(Balance((VenueAccount(assets=rows),)))))
 
 
 class TestReports:

@@ -25,10 +25,10 @@ from exchange_service.errors import (
     VenueUnavailable,
     leaves,
 )
-from exchange_service.model import Account, AssetBalance, Balance, Summary, VenueAccount
+from exchange_service.model import CASH, HOLDING, Account, AssetBalance, Balance, Summary, VenueAccount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
-from exchange_service.wire.balances import fetched_balance
+from exchange_service.wire.balances import fetched_balance, kind_name, read_fetched
 from exchange_service.wire.events import (
     AccountState,
     account_error_event,
@@ -53,6 +53,7 @@ from exchange_service.wire.stored import (
     decode_error,
     decode_stored,
     encode_error,
+    row_totals,
     store_balance,
     with_known_rows,
 )
@@ -72,10 +73,10 @@ def message(data: bytes) -> Any:
     return balance_pb2.Balance.FromString(data)
 
 
-def row(asset: str, total: str | None = None, **amounts: str) -> AssetBalance:
+def row(asset: str, total: str | None = None, kind: str = "", **amounts: str) -> AssetBalance:
     texts = ({"total": total} if total is not None else {}) | amounts
     known: dict[str, Any] = {name: Decimal(text) for name, text in texts.items()}
-    return AssetBalance(asset, **known)
+    return AssetBalance(asset, kind=kind, **known)
 
 
 def one(*rows: AssetBalance, **changes: Any) -> Balance:
@@ -126,7 +127,7 @@ class TestBalance:
                     "margin",
                     "sub",
                     "My account",
-                    (AssetBalance("BTC", Decimal(4), Decimal(3), Decimal(2), Decimal(1), venue_asset="XXBT"),),
+                    (AssetBalance("BTC", Decimal(4), Decimal(3), Decimal(2), Decimal(1), "XXBT", CASH),),
                     Summary("USD", *(Decimal(number) for number in range(1, 8))),
                     venue_time=when,
                 ),
@@ -146,7 +147,7 @@ class TestBalance:
         assert (first.id, first.type, first.sub_account, first.label) == ("101-004", "margin", "sub", "My account")
         assert first.venue_time.ToDatetime(UTC) == when
         (asset,) = first.assets
-        assert (asset.asset, asset.venue_asset) == ("BTC", "XXBT")
+        assert (asset.asset, asset.venue_asset, asset.kind) == ("BTC", "XXBT", balance_pb2.ASSET_KIND_CASH)
         assert (asset.account_type, asset.sub_account) == ("margin", "sub")
         assert (asset.total, asset.free, asset.used, asset.debt) == ("4", "3", "2", "1")
         figures = [item.name for item in fields(Summary) if item.name != "currency"]
@@ -388,6 +389,21 @@ class TestKnownRows:
         sent = self.send(both((row("BTC", "1"),), (row("BTC", "2"),)), both((), (row("BTC", "2"),)))
         assert sent[1] == {"0:BTC": {"total": "0"}, "1:BTC": {"total": "2"}}
 
+    def test_a_kind_survives_the_way_between_processes(self) -> None:
+        balance = one(row("USD", "1", kind=CASH), row("USD", "2", kind=HOLDING), row("USD", "3"))
+        assert [held.kind for _, held in read_fetched(fetched_balance(balance)).rows()] == [CASH, HOLDING, ""]
+
+    def test_one_asset_of_two_kinds_is_two_rows(self) -> None:
+        both = stored(one(row("USD", "1", kind=CASH), row("USD", "2", kind=HOLDING)))
+        _, known = with_known_rows(both, {})
+        data, known = with_known_rows(stored(one(row("USD", "1", kind=CASH))), known)
+        rows = message(data).venue_accounts[0].assets
+        assert [(held.kind, held.total) for held in rows] == [
+            (balance_pb2.ASSET_KIND_CASH, "1"),
+            (balance_pb2.ASSET_KIND_HOLDING, "0"),
+        ]
+        assert sorted(row_totals(both).values()) == [Decimal(1), Decimal(2)]
+
     def test_the_zero_row_has_the_identity_of_the_row_that_is_gone(self) -> None:
         held = AssetBalance("BTC", total=Decimal(1), venue_asset="XXBT")
         _, known = with_known_rows(stored(one(held)), {})
@@ -498,10 +514,11 @@ amounts = st.none() | st.decimals(allow_nan=False, allow_infinity=False, min_val
     lambda amount: abs(amount.adjusted()) <= 60
 )
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+kinds = st.sampled_from(["", CASH, HOLDING])
 rows = st.lists(
-    st.builds(AssetBalance, texts.filter(bool), amounts, amounts, amounts, amounts, venue_asset=texts),
+    st.builds(AssetBalance, texts.filter(bool), amounts, amounts, amounts, amounts, venue_asset=texts, kind=kinds),
     max_size=4,
-    unique_by=lambda held: (held.asset, held.venue_asset),
+    unique_by=lambda held: held.identity,
 )
 accounts = st.lists(
     st.builds(VenueAccount, texts, texts, texts, texts, rows.map(tuple)),
@@ -520,7 +537,7 @@ def test_from_model_to_bytes_to_message_no_digit_is_lost(balance: Balance) -> No
     for account, sent in zip(balance.venue_accounts, reply.balance.venue_accounts, strict=True):
         assert (sent.id, sent.type, sent.sub_account, sent.label) == (*account.identity, account.label)
         for held, arrived in zip(account.assets, sent.assets, strict=True):
-            assert arrived.asset == held.asset
+            assert (arrived.asset, kind_name(arrived)) == (held.asset, held.kind)
             for name in NAMES:
                 amount = getattr(held, name)
                 assert arrived.HasField(name) == (amount is not None)

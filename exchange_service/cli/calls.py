@@ -412,10 +412,11 @@ class EventLines:
 def _balance_lines(event: BalanceEvent) -> Iterator[str]:
     balance, freshness = event.balance, event.freshness
     stale = f" ({tables.freshness(freshness)})" if freshness.HasField("stale") else ""
-    for exchange, account, asset, *figures in tables.balance_lines(balance):
-        named = zip(("total", "free", "used"), figures, strict=True)
+    for line in tables.balance_lines(balance):
+        kind = f" {line.kind}" if line.kind else ""
+        named = ((name, getattr(line, name)) for name in tables.AMOUNT_COLUMNS)
         amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
-        yield f"{exchange} {account} {asset}{amounts}{stale}"
+        yield f"{line.exchange} {line.account} {line.asset}{kind}{amounts}{stale}"
     for fault in tables.faults(balance):
         yield f"{plain(balance.exchange_id)} not read: {fault}"
 

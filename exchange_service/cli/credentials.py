@@ -63,7 +63,7 @@ def add(
         if stdin or not sys.stdin.isatty():
             fail("a credential is stored already; add --replace to replace it", ExitCode.USAGE)
         confirm(f"Replace the stored credential of {user} at {metadata.name}?")
-    credential = _read_stdin() if stdin else _prompt(metadata)
+    credential = read_credential() if stdin else prompt_credential(metadata)
     try:
         credential = stored_form(metadata, credential)
     except CredentialInvalid as invalid:
@@ -124,7 +124,8 @@ def _find_row(stored: list[Account], account: Account, metadata: ExchangeMetadat
     return next(rows, None)
 
 
-def _prompt(metadata: ExchangeMetadata) -> Credential:
+def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was stored") -> Credential:
+    """A credential that is typed at the terminal; `at_end` is what a refusal begins with. Exits without a terminal."""
     if metadata.instructions:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
@@ -140,7 +141,7 @@ def _prompt(metadata: ExchangeMetadata) -> Credential:
     except (EndOfInput, KeyboardInterrupt):
         raise typer.Exit(_INTERRUPTED) from None
     except CredentialInvalid as invalid:
-        fail(f"nothing was stored: {invalid.text} A key of several lines can also come by --stdin.", ExitCode.USAGE)
+        fail(f"{at_end}: {invalid.text} A key of several lines can also come by --stdin.", ExitCode.USAGE)
     metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)
 
@@ -156,7 +157,8 @@ def _ask(terminal: Terminal, field: CredentialField) -> str:
             return ""
 
 
-def _read_stdin() -> Credential:
+def read_credential() -> Credential:
+    """A credential from one JSON object on standard input. Exits if it is anything else."""
     try:
         # A key in lines is often put into the object as it is.
         value = json.loads(sys.stdin.read(), strict=False)

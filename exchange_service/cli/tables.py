@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -23,6 +23,8 @@ _SOURCES = {
     balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
 }
+_KINDS = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
+AMOUNT_COLUMNS = ("total", "free", "used")
 _POLLED_BECAUSE = {
     balance_pb2.POLLING_REASON_NO_PUSH: "this venue's balances are not pushed",
     balance_pb2.POLLING_REASON_STARTING: "the push is being set up",
@@ -73,45 +75,55 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
 def balance(message: balance_pb2.Balance) -> Table:
     """One balance as a table: a line for each asset, for each account's equity, and for each account that could not be
     read."""
-    table = _amount_table("account", "asset")
-    for _, *line in balance_lines(message):
-        table.add_row(*line)
-    return table
+    return _balance_table([message], "account", "asset")
 
 
 def balances(messages: Iterable[balance_pb2.Balance]) -> Table:
     """Several balances in one table."""
-    table = _amount_table("exchange", "account", "asset")
-    for message in messages:
-        for line in balance_lines(message):
-            table.add_row(*line)
-    return table
+    return _balance_table(messages, "exchange", "account", "asset")
 
 
-def _amount_table(*names: str) -> Table:
-    table = Table(*names, box=None, pad_edge=False)
-    for name in ("total", "free", "used"):
+class BalanceLine(NamedTuple):
+    """A line of a balance's table: texts that may be shown, with rich's markup."""
+
+    exchange: str
+    account: str
+    asset: str
+    total: str = ""
+    free: str = ""
+    used: str = ""
+    kind: str = ""
+
+
+def _balance_table(messages: Iterable[balance_pb2.Balance], *names: str) -> Table:
+    """These columns and the amounts, and the kinds of rows if one has a kind."""
+    lines = [line for message in messages for line in balance_lines(message)]
+    kinds = ("kind",) if any(line.kind for line in lines) else ()
+    table = Table(*names, *kinds, box=None, pad_edge=False)
+    for name in AMOUNT_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*(getattr(line, name) for name in (*names, *kinds, *AMOUNT_COLUMNS)))
     return table
 
 
-def balance_lines(message: balance_pb2.Balance) -> Iterator[tuple[str, ...]]:
+def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
     """The lines of a balance's table; "-" stands for an amount that the venue does not report."""
     exchange_id = plain(message.exchange_id)
     for account in message.venue_accounts:
         name = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
         if account.HasField("error"):
             reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
-            yield (exchange_id, name, f"[red]{reason}[/]", "", "", "")
+            yield BalanceLine(exchange_id, name, f"[red]{reason}[/]")
         elif not account.assets:
-            yield (exchange_id, name, "[dim]nothing held[/]", "", "", "")
+            yield BalanceLine(exchange_id, name, "[dim]nothing held[/]")
         for row in account.assets:
-            yield (exchange_id, name, plain(row.asset), *_amounts(row))
+            yield BalanceLine(exchange_id, name, plain(row.asset), *_amounts(row), kind=_KINDS.get(row.kind, ""))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = plain(figures.available) if figures.HasField("available") else "-"
             label = f"[dim]equity {plain(figures.currency)}[/]"
-            yield (exchange_id, name, label, plain(figures.equity), available, "")
+            yield BalanceLine(exchange_id, name, label, plain(figures.equity), available)
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:

@@ -46,6 +46,8 @@ SOURCES: Mapping[int, str] = {
     balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "the last good answer",
 }
+# The kinds of rows; the others are not marked.
+KINDS: Mapping[int, str] = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
 POLLED_BECAUSE: Mapping[int, str] = {
     balance_pb2.POLLING_REASON_NO_PUSH: "the venue pushes no balances",
     balance_pb2.POLLING_REASON_STARTING: "the push is being set up",
@@ -135,7 +137,7 @@ class LiveAccount:
 
 def row_id(row: balance_pb2.AssetBalance) -> tuple[str, ...]:
     """What names a row within a balance."""
-    return (row.venue_account_id, row.account_type, row.sub_account, row.asset, row.venue_asset)
+    return (row.venue_account_id, row.account_type, row.sub_account, row.asset, row.venue_asset, str(row.kind))
 
 
 def _amounts_by_row(balance: Balance) -> dict[tuple[str, ...], tuple[str, ...]]:

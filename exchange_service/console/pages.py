@@ -23,6 +23,7 @@ from exchange_service.accounts.v1.account_service_pb2 import ListAccountsRespons
 from exchange_service.console.api import Api, ApiError
 from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import (
+    KINDS,
     POLLED_BECAUSE,
     REPAIRABLE,
     SOURCES,
@@ -241,7 +242,7 @@ def environment() -> jinja2.Environment:
     made.filters["reason"] = reason_name
     made.filters["age_text"] = age_text
     made.tests["holds_something"] = holds_something
-    made.globals.update(REPAIRABLE=REPAIRABLE, row_id=row_id)
+    made.globals.update(REPAIRABLE=REPAIRABLE, row_id=row_id, KINDS=KINDS)
     made.globals["BALANCE_SOURCE_LAST_GOOD"] = BALANCE_SOURCE_LAST_GOOD
     made.globals.update(SOURCES=SOURCES, POLLED_BECAUSE=POLLED_BECAUSE, DELIVERY_MODE_PUSHED=DELIVERY_MODE_PUSHED)
     return made

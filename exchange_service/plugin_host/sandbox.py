@@ -244,6 +244,14 @@ def _editable_projects() -> tuple[str, ...]:
     return tuple(folders)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself, for example.
+        return False
+
+
 def _modules(folder: Path, depth: int = _NAMESPACE_DEPTH) -> Iterator[Path]:
     """The modules, packages and records of distributions in a folder, and nothing else.
 
@@ -258,7 +266,7 @@ def _modules(folder: Path, depth: int = _NAMESPACE_DEPTH) -> Iterator[Path]:
     except OSError:
         return
     for entry in entries:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             if entry.name.endswith(_MODULES):
                 yield Path(entry)
         elif entry.name.endswith(_RECORDS) or os.path.exists(os.path.join(entry, "__init__.py")):

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -28,6 +28,12 @@ _MAX_RETRY_AFTER = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The end of the year 9999, the last year that a datetime can hold.
 _LAST_MILLISECOND = 253_402_300_799_999
+_LAST_SECOND = 253_402_300_800
+_MICROSECOND = Decimal("0.000001")
+_SECONDS = re.compile(r"\d{1,12}(\.\d{1,30})?\Z", re.ASCII)
+_ISO_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]([01]\d|2[0-3]):\d\d(:\d\d([.,]\d{1,9})?)?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?\Z", re.ASCII
+)
 # Nearly every amount. A text this short without an exponent is within all bounds, so nothing else is checked.
 _PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
@@ -170,6 +176,65 @@ def required_milliseconds(source: Mapping[str, Any], key: str, where: str) -> da
     if type(value) is not int or not 0 < value <= _LAST_MILLISECOND:
         raise VenueMalformed(f"{where}.{key} should be a time in milliseconds but is {_describe(value)}.")
     return _EPOCH + timedelta(milliseconds=value)
+
+
+def seconds(source: Mapping[str, Any], key: str, where: str) -> datetime | None:
+    """The time at `key`, given in seconds since 1970, as a datetime in UTC, for information alone.
+
+    Takes numbers and texts of digits, both also with a fraction, which is cut to microseconds. None for anything else
+    and for 0, because a balance is true without its time.
+    """
+    try:
+        return required_seconds(source, key, where)
+    except VenueMalformed:
+        return None
+
+
+def required_seconds(source: Mapping[str, Any], key: str, where: str) -> datetime:
+    """The time at `key` as `seconds` reads it, where something depends on it: when a key ends, a venue's clock.
+
+    Raises VenueMalformed if it is missing, 0, after the year 9999, or no time in seconds, such as one in milliseconds.
+    """
+    value: Any = source.get(key)
+    if isinstance(value, str) and _SECONDS.match(value):
+        value = Decimal(value)
+    if type(value) not in (int, Decimal) or not _MICROSECOND <= value < _LAST_SECOND:
+        raise VenueMalformed(f"{where}.{key} should be a time in seconds but is {_describe(value)}.")
+    exact = Decimal(value).quantize(_MICROSECOND, ROUND_DOWN)
+    return _EPOCH + timedelta(microseconds=int(exact * 1_000_000))
+
+
+def iso_time(source: Mapping[str, Any], key: str, where: str) -> datetime | None:
+    """The time at `key`, given in ISO 8601 with its zone, as a datetime in UTC, for information alone.
+
+    Takes texts such as "2026-01-02T03:04:05.123456789Z" and "2026-01-02 03:04+01:00"; a fraction of up to nine digits
+    is cut to microseconds. None for anything else, for a text without a zone, which could be of any, and for a time
+    before 1970, because a balance is true without its time.
+    """
+    try:
+        return required_iso_time(source, key, where)
+    except VenueMalformed:
+        return None
+
+
+def required_iso_time(source: Mapping[str, Any], key: str, where: str) -> datetime:
+    """The time at `key` as `iso_time` reads it, where something depends on it: when a key ends, a venue's clock.
+
+    Raises VenueMalformed if it is missing, before 1970, or no such time.
+    """
+    value = source.get(key)
+    found = _ISO_TIME.match(value.upper()) if isinstance(value, str) else None
+    if found is None:
+        raise VenueMalformed(f"{where}.{key} should be a time in ISO 8601 but is {_describe(value)}.")
+    if found["zone"] is None:
+        raise VenueMalformed(f"{where}.{key} should be a time with its zone, but names none.")
+    try:
+        when = datetime.fromisoformat(found[0]).astimezone(UTC)
+    except (ValueError, OverflowError):
+        when = _EPOCH
+    if when <= _EPOCH:
+        raise VenueMalformed(f"{where}.{key} should be a time in ISO 8601 but names no time after 1970.")
+    return when
 
 
 def check_unique(names: Iterable[Hashable], message: str) -> None:

@@ -38,16 +38,49 @@ def read_account_list(
     `identify` finds no id stand together under the empty id, as one error. Raises VenueMalformed if there are more than
     200 entries.
     """
+    return _read_entries(entries, identify, read, VenueMalformed)
+
+
+def split_accounts(
+    entries: Iterable[Any],
+    identify: Callable[[Mapping[str, Any]], str],
+    read: Callable[[Mapping[str, Any]], VenueAccount],
+    *,
+    type: str = "",
+    unread: Callable[[str], VenueAccount] | None = None,
+) -> tuple[VenueAccount, ...]:
+    """The accounts that one answer holds, each as `read` makes it of its entry, in the order of the entries.
+
+    An entry that is malformed, one whose id is listed twice, and one for which `read` raises another VenueError, is in
+    the result with its error and with `type`, or as `unread(id)` describes it; the others stand. The entries in which
+    `identify` finds no id stand together under the empty id, as one error. Raises the error if all accounts fail, or if
+    any fails with CredentialRejected, because the key is the same for all, and VenueMalformed if there are more than
+    200 entries.
+    """
+    found = _read_entries(entries, identify, read, VenueError)
+    return _with_errors(list(found), list(found.values()), type, unread)
+
+
+Refusal = TypeVar("Refusal", bound=VenueError)
+
+
+def _read_entries(
+    entries: Iterable[Any],
+    identify: Callable[[Mapping[str, Any]], str],
+    read: Callable[[Mapping[str, Any]], Listed],
+    refusal: type[Refusal],
+) -> dict[str, Listed | Refusal | VenueMalformed]:
+    """What `read` makes of each entry, by its id, or the error of the kind `refusal` that is this account's alone."""
     entries = tuple(islice(entries, MOST_ACCOUNTS + 1))
     check_number(len(entries))
-    found: dict[str, Listed | VenueMalformed] = {}
+    found: dict[str, Listed | Refusal | VenueMalformed] = {}
     for entry in entries:
         account_id = ""
         try:
             account_id = identify(as_object(entry, "an account of the list"))
-            listed: Listed | VenueMalformed = read(entry)
-        except VenueMalformed as error:
-            listed = error
+            listed: Listed | Refusal | VenueMalformed = read(entry)
+        except refusal as error:
+            listed = without_origin(error)
         if account_id in found:
             listed = VenueMalformed(_TWICE if account_id else _WITHOUT_IDS)
         found[account_id] = listed
@@ -82,9 +115,18 @@ async def gather_accounts(
     if there are more than 200.
     """
     check_number(len(ids))
-    results = await _read_all(ids, read)
+    return _with_errors(ids, await _read_all(ids, read), type, unread)
+
+
+def _with_errors(
+    ids: Sequence[str],
+    results: Sequence[VenueAccount | VenueError],
+    account_type: str,
+    unread: Callable[[str], VenueAccount] | None,
+) -> tuple[VenueAccount, ...]:
+    """Each account as it was read, or with its error; raises as `gather_accounts` says."""
     _raise_if_nothing_is_known(results)
-    describe = unread or partial(VenueAccount, type=type)
+    describe = unread or partial(VenueAccount, type=account_type)
     return tuple(
         replace(describe(account_id), error=result) if isinstance(result, VenueError) else result
         for account_id, result in zip(ids, results, strict=True)

@@ -168,8 +168,8 @@ class CallingContract(ListingContract):
     def _assert_well_formed(self, balance: Balance) -> None:
         accounts = [account.identity for account in balance.venue_accounts]
         assert len(set(accounts)) == len(accounts), f"two accounts have the same id, type and sub-account: {accounts}"
-        rows = [(*account.identity, row.asset, row.venue_asset) for account, row in balance.rows()]
-        assert len(set(rows)) == len(rows), f"two rows are for the same account and asset: {rows}"
+        rows = [(*account.identity, *row.identity) for account, row in balance.rows()]
+        assert len(set(rows)) == len(rows), f"two rows are for the same account, asset and kind: {rows}"
         types = self._find_listing().account_types
         for account in balance.venue_accounts:
             unknown = not account.type and (account.error is not None or account.sub_account)

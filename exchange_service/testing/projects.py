@@ -55,12 +55,26 @@ def find_project(wanted: str) -> PluginProject:
     )
 
 
-def _read_folder(folder: Path) -> PluginProject:
+def project_name(folder: Path) -> str:
+    """The name of the plugin that a folder's pyproject.toml declares; empty if there is none, or more than one."""
+    try:
+        points = _read_points(folder)[1].get(PLUGIN_GROUP, {})
+    except ProjectNotFound:
+        return ""
+    return next(iter(points)) if len(points) == 1 else ""
+
+
+def _read_points(folder: Path) -> tuple[Any, Any]:
+    """The table [project] of a folder, and its entry points by their groups."""
     try:
         project: Any = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {})
     except (OSError, ValueError) as error:
         raise ProjectNotFound(f"{folder / 'pyproject.toml'} cannot be read as TOML: {error}") from None
-    groups = project.get("entry-points", {})
+    return project, project.get("entry-points", {})
+
+
+def _read_folder(folder: Path) -> PluginProject:
+    project, groups = _read_points(folder)
     points = [EntryPoint(name, value, PLUGIN_GROUP) for name, value in groups.get(PLUGIN_GROUP, {}).items()]
     if len(points) != 1:
         raise ProjectNotFound(

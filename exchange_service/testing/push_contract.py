@@ -344,7 +344,7 @@ def _rows(balance: Balance) -> Iterator[tuple[Any, AssetBalance]]:
 
 def _name(row: tuple[Any, AssetBalance]) -> tuple[Any, ...]:
     identity, asset = row
-    return identity, asset.asset, asset.venue_asset
+    return identity, *asset.identity
 
 
 async def _longest_turn() -> float:

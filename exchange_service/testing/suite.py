@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
 from exchange_service import pytest_plugin
 from exchange_service.plugin_api import Manifest
 from exchange_service.testing.contract import ListingContract, PluginContract
+from exchange_service.testing.projects import PluginProject, find_project, project_name
 from exchange_service.testing.venue import DemoVenue
 from exchange_service.venues.failures import describe_failure
-from exchange_service.venues.loading import PLUGIN_GROUP, SIMULATOR_GROUP, load_entry_point
+from exchange_service.venues.loading import SIMULATOR_GROUP, load_entry_point
 from exchange_service.venues.manifests import PluginRejected, manifest_faults
 
 
@@ -56,34 +56,30 @@ def _fail_without_simulator(self: Any) -> None:
 
 
 def _collect() -> Iterator[type]:
-    for name in pytest_plugin.CHOSEN:
-        points = [point for point in entry_points(group=PLUGIN_GROUP) if point.name == name]
-        if not points:
-            known = ", ".join(sorted(point.name for point in entry_points(group=PLUGIN_GROUP))) or "none"
-            raise LookupError(f"no installed plugin has an entry point {name!r}; installed are: {known}")
-        for point in points:
-            yield from installed_suites(point)
+    for wanted in pytest_plugin.CHOSEN:
+        yield from project_suites(_find(wanted))
 
 
-def installed_suites(point: EntryPoint) -> Iterator[type]:
-    """The test classes for the plugin of an entry point; one with the reason if the service does not load it."""
+def project_suites(project: PluginProject) -> Iterator[type]:
+    """The test classes for a plugin; one with the reason if the service does not load it."""
     try:
-        load_entry_point(point)
+        load_entry_point(project.point)
     except PluginRejected as rejection:
-        yield _refused(point.name, str(rejection))
+        yield _refused(project.info.name, str(rejection))
         return
-    yield from suites(point.load(), _simulators(point))
+    venues = [point.load() for point in project.simulators]
+    yield from suites(project.point.load(), {venue.exchange_id: venue for venue in venues})
 
 
-def _simulators(plugin: EntryPoint) -> dict[str, type[DemoVenue]]:
-    """The simulators of the plugin's own distribution. Those of others are not imported, because one may be broken."""
-    ours = _distribution_name(plugin)
-    points = [point for point in entry_points(group=SIMULATOR_GROUP) if _distribution_name(point) == ours]
-    return {venue.exchange_id: venue for venue in (point.load() for point in points)}
-
-
-def _distribution_name(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else ""
+def _find(wanted: str) -> PluginProject:
+    """The plugin of this name or folder. The project that is tested comes before an installed plugin of its name."""
+    for root in pytest_plugin.ROOT:
+        if project_name(root) == wanted:
+            return find_project(str(root))
+        if (root / wanted / "pyproject.toml").is_file():
+            # In pytest's settings a folder is meant from there.
+            return find_project(str(root / wanted))
+    return find_project(wanted)
 
 
 globals().update({suite.__name__: suite for suite in _collect()})

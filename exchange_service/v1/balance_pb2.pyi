@@ -22,6 +22,30 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _AssetKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _AssetKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AssetKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ASSET_KIND_UNSPECIFIED: _AssetKind.ValueType  # 0
+    """Not said."""
+    ASSET_KIND_CASH: _AssetKind.ValueType  # 1
+    """Money: `asset` is a currency, and the amounts are in it."""
+    ASSET_KIND_HOLDING: _AssetKind.ValueType  # 2
+    """An instrument that is held, such as a stock: the amounts are a number of it."""
+
+class AssetKind(_AssetKind, metaclass=_AssetKindEnumTypeWrapper):
+    """AssetKind says what a row of a balance is."""
+
+ASSET_KIND_UNSPECIFIED: AssetKind.ValueType  # 0
+"""Not said."""
+ASSET_KIND_CASH: AssetKind.ValueType  # 1
+"""Money: `asset` is a currency, and the amounts are in it."""
+ASSET_KIND_HOLDING: AssetKind.ValueType  # 2
+"""An instrument that is held, such as a stock: the amounts are a number of it."""
+Global___AssetKind: typing_extensions.TypeAlias = AssetKind
+
 class _DeliveryMode:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -271,7 +295,7 @@ Global___VenueAccount: typing_extensions.TypeAlias = VenueAccount
 @typing.final
 class AssetBalance(google.protobuf.message.Message):
     """AssetBalance is one asset held in one venue account. Its identity within a Balance is `venue_account_id`,
-    `account_type`, `sub_account`, `asset` and `venue_asset`.
+    `account_type`, `sub_account`, `asset`, `venue_asset` and `kind`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -286,6 +310,7 @@ class AssetBalance(google.protobuf.message.Message):
     DEBT_FIELD_NUMBER: builtins.int
     VENUE_ACCOUNT_ID_FIELD_NUMBER: builtins.int
     MISMATCH_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
     asset: builtins.str
     """The asset's code, for example "BTC" or "EUR"."""
     venue_asset: builtins.str
@@ -313,6 +338,10 @@ class AssetBalance(google.protobuf.message.Message):
     of the others, which is larger. That is usual on margin venues, which count open profit as free. Elsewhere it
     deserves a check. The figures are the venue's in either case.
     """
+    kind: Global___AssetKind.ValueType
+    """Whether it is money or an instrument, where the two could be confused: a stock named USD and the currency are two
+    rows. Unspecified: the plugin does not say; the rows of a crypto wallet, for example, are of one kind.
+    """
     def __init__(
         self,
         *,
@@ -326,9 +355,10 @@ class AssetBalance(google.protobuf.message.Message):
         debt: builtins.str | None = ...,
         venue_account_id: builtins.str = ...,
         mismatch: builtins.bool = ...,
+        kind: Global___AssetKind.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "debt", b"debt", "free", b"free", "total", b"total", "used", b"used"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "mismatch", b"mismatch", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_account_id", b"venue_account_id", "venue_asset", b"venue_asset"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_debt", b"_debt", "_free", b"_free", "_total", b"_total", "_used", b"_used", "account_type", b"account_type", "asset", b"asset", "debt", b"debt", "free", b"free", "kind", b"kind", "mismatch", b"mismatch", "sub_account", b"sub_account", "total", b"total", "used", b"used", "venue_account_id", b"venue_account_id", "venue_asset", b"venue_asset"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_debt", b"_debt"]) -> typing.Literal["debt"] | None: ...
     @typing.overload

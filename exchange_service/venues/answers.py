@@ -68,7 +68,7 @@ def read_key_rights(answer: object, listing: Listing) -> KeyRights:
     if not isinstance(answer, KeyRights):
         name = listing.plugin.info.name
         told = f"The plugin {name} answered with {type(answer).__name__} in place of KeyRights."
-        raise _failed(told, _other_answer(answer, "KeyRights", "KeyRights(...)"))
+        raise with_problem(PluginFailed(told), _other_answer(answer, "KeyRights", "KeyRights(...)"))
     return answer
 
 
@@ -130,13 +130,14 @@ def _validate(answer: object, listing: Listing) -> Balance:
         assert isinstance(answer, Balance)
         return answer
     if not isinstance(answer, Balance):
-        raise _failed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.", problem)
-    raise _failed(f"The plugin {plugin} answered with a wrong balance: {problem.partition(': ')[0]}.", problem)
+        told = PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
+    else:
+        told = PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem.partition(': ')[0]}.")
+    raise with_problem(told, problem)
 
 
-def _failed(message: str, problem: str) -> PluginFailed:
-    """The error for the caller, with the problem for the service's log."""
-    error = PluginFailed(message)
+def with_problem(error: PluginFailed, problem: str) -> PluginFailed:
+    """The error for the caller, with the problem for the service's log and the plugin's author."""
     error.problem = problem
     return error
 
@@ -273,9 +274,9 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
                 return 'a row\'s venue_asset is not a text: leave it out, or write venue_asset="XXBT"'
             if len(row.asset) > _LONGEST_NAME or len(row.venue_asset) > _LONGEST_NAME:
                 return f"an asset has a name of over {_LONGEST_NAME} characters"
-            assets.add((row.asset, row.venue_asset))
+            assets.add(row.identity)
         if len(assets) != len(account.assets):
-            return "an account has two rows for one asset: write one, or name the venue's own codes as venue_asset"
+            return "an account has two rows for one asset and kind: write one, or tell them apart by venue_asset"
     if not isinstance(balance.summary, Summary | None):
         return 'its summary is of another type: write Summary("USD", total=...) or None'
     return ""

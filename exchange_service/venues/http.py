@@ -55,6 +55,7 @@ from exchange_service.venues.sockets import (
     VenueSocket,
     read_lines,
 )
+from exchange_service.venues.tap import HttpTap
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -576,8 +577,10 @@ def open_http(
     by_operator: bool,
     public: bool,
     resolver: AbstractResolver | None,
+    tap: HttpTap | None = None,
 ) -> VenueHttp:
     """A new session that reaches the hosts of these `urls` and no others; see `VenueHttpPool.http`."""
+    socket_class = pushes.socket_class()
     origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
     reach = _Reach(exchange.name, origins, by_operator=by_operator)
     limit = exchange.public_answer_limit if public else exchange.answer_limit
@@ -590,7 +593,8 @@ def open_http(
         ),
         request_class=_bound_request(reach),
         response_class=_bounded_response(exchange.name, limit, public=public),
-        ws_response_class=pushes.socket_class(),
+        ws_response_class=socket_class if tap is None else tap.socket_class(socket_class),
+        trace_configs=None if tap is None else tap.trace_configs(),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
     from exchange_service.venues.http import VenueHttp
     from exchange_service.venues.sockets import OpenPushes
+    from exchange_service.venues.tap import HttpTap
 
 
 class VenueHttpPool:
     """One guarded session for each exchange and environment, made when first asked for."""
 
-    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None) -> None:
+    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None, tap: HttpTap | None = None) -> None:
         self._timeout = timeout
+        # Sees what passes, for a plugin's author; None in the service.
+        self._tap = tap
         # None: the system's.
         self._resolver = resolver
         self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
@@ -71,6 +74,7 @@ class VenueHttpPool:
             by_operator=bool(override),
             public=public,
             resolver=self._resolver,
+            tap=self._tap,
         )
 
     def push_figures(self) -> dict[str, PushFigures]:

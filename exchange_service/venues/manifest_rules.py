@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,6 +25,9 @@ from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, sh
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
+# What venues call an environment with real money, and one without.
+_WORDS_FOR_PRODUCTION = ("live", "real", "main", "prod")
+_WORDS_FOR_SANDBOXES = ("paper", "demo", "practice", "test", "sim", "uat", "sandbox", "fake", "virtual")
 # Characters of a name, and of any other text.
 _LONGEST_NAME = 100
 _LONGEST_TEXT = 2000
@@ -101,11 +105,10 @@ def _text_faults(name: str, text: str) -> Iterator[str]:
 
 def _environment_faults(metadata: ExchangeMetadata) -> Iterator[str]:
     names = [environment.name for environment in metadata.environments]
-    if names not in ([PRODUCTION], [PRODUCTION, SANDBOX]):
-        yield (
-            f"should name the environment {PRODUCTION!r} first, then {SANDBOX!r} if there is one, and no other: write "
-            f'Environment("{PRODUCTION}", {{...}}, aliases=("live",)) for a word of the venue\'s own.'
-        )
+    meant = list(_meant(names))
+    yield from (_name_to_write(name, word) for name, word in zip(names, meant, strict=True) if name != word)
+    if "" not in meant and meant not in ([PRODUCTION], [PRODUCTION, SANDBOX]):
+        yield f"should name the environment {PRODUCTION!r} first, then {SANDBOX!r} if there is one, and no other."
     words = names + [alias for environment in metadata.environments for alias in environment.aliases]
     if len(set(words)) != len(words):
         yield "has two environments that share a name or an alias."
@@ -113,7 +116,7 @@ def _environment_faults(metadata: ExchangeMetadata) -> Iterator[str]:
         if not word or word != word.strip().lower():
             yield "has a name or an alias of an environment that is empty, or not lower case without blanks around it."
         yield from _text_faults("the name or an alias of an environment", word)
-    if metadata.capabilities.sandbox != (SANDBOX in names):
+    if "" not in meant and metadata.capabilities.sandbox != (SANDBOX in meant):
         yield f"says another thing in capabilities.sandbox than in its environments: {SANDBOX!r} is in both or in none."
     for environment in metadata.environments:
         if not environment.urls:
@@ -124,6 +127,33 @@ def _environment_faults(metadata: ExchangeMetadata) -> Iterator[str]:
             yield from (f"has an address {fault}" for fault in _address_faults(url, where))
 
 
+def _meant(names: Sequence[str]) -> Iterator[str]:
+    """The service's name for each environment: its own, or that which the venue's word stands for; empty if the listing
+    has no room for it."""
+    free = [name for name in (PRODUCTION, SANDBOX) if name not in names]
+    for name in names:
+        if name in (PRODUCTION, SANDBOX):
+            yield name
+            continue
+        excluded = [
+            other
+            for other, words in ((PRODUCTION, _WORDS_FOR_SANDBOXES), (SANDBOX, _WORDS_FOR_PRODUCTION))
+            if any(word in name.lower() for word in words)
+        ]
+        meant = next((word for word in free if word not in excluded), "")
+        yield meant
+        free = [word for word in free if word != meant]
+
+
+def _name_to_write(name: str, word: str) -> str:
+    """What to write in place of an environment of this name."""
+    shown = json.dumps(name[:64])
+    wrong = f"has an environment {shown}. Environments are called {PRODUCTION!r} and {SANDBOX!r}, one of each at most"
+    if word:
+        return f'{wrong}: write Environment("{word}", {{...}}, aliases=({json.dumps(name[:64].strip().lower())},)).'
+    return f"{wrong}: give this one a listing of its own, with another id."
+
+
 def _address_faults(url: str, where: str) -> Iterator[str]:
     """What is wrong with an address, without the address: it may hold a key."""
     parts = _split(url)
@@ -131,7 +161,10 @@ def _address_faults(url: str, where: str) -> Iterator[str]:
         yield f'without a host, or with a wrong one {where}: write it whole, as in "https://api.acme.example".'
         return
     if parts.scheme not in ("https", "wss"):
-        yield f'that does not begin with https:// or wss:// {where}: write "https://..." in place of "{parts.scheme[:16]}://...".'
+        yield (
+            f'that does not begin with https:// or wss:// {where}: write "https://..." in place of '
+            f'"{parts.scheme[:16]}://...".'
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         yield f"that holds more than scheme, host and path {where}: leave the rest out, and send it with a request."
 

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from exchange_service.amounts import format_amount
 from exchange_service.errors import ServiceError, from_reason
-from exchange_service.model import AssetBalance, Balance, Summary, VenueAccount
+from exchange_service.model import CASH, HOLDING, AssetBalance, Balance, Summary, VenueAccount
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.wire.protobuf import from_datetime, to_datetime, to_duration, to_seconds
 
@@ -24,6 +24,12 @@ AMOUNTS: tuple[AmountName, ...] = ("total", "free", "used", "debt")
 FetchedBalance = NewType("FetchedBalance", bytes)
 _SUMMARY_AMOUNTS = tuple(item.name for item in fields(Summary) if item.name != "currency")
 AddedName: TypeAlias = Literal["user_id", "exchange_id", "environment", "account_type", "fetch_time", "version"]
+_KINDS: dict[str, balance_pb2.AssetKind.ValueType] = {
+    "": balance_pb2.ASSET_KIND_UNSPECIFIED,
+    CASH: balance_pb2.ASSET_KIND_CASH,
+    HOLDING: balance_pb2.ASSET_KIND_HOLDING,
+}
+_KIND_NAMES = {number: name for name, number in _KINDS.items()}
 ADDED_LATER: frozenset[AddedName] = frozenset(get_args(AddedName))
 
 
@@ -110,6 +116,7 @@ def _write_venue_account(account: VenueAccount, message: balance_pb2.VenueAccoun
             sub_account=account.sub_account,
             venue_account_id=account.id,
             mismatch=row.mismatch(),
+            kind=_KINDS[row.kind],
             **amounts,
         )
     if account.summary is not None:
@@ -144,7 +151,12 @@ def _venue_account(message: balance_pb2.VenueAccount) -> VenueAccount:
 def _row(message: balance_pb2.AssetBalance) -> AssetBalance:
     amounts = {name: Decimal(getattr(message, name)) for name in AMOUNTS if message.HasField(name)}
     venue_asset = "" if message.venue_asset == message.asset else message.venue_asset
-    return AssetBalance(message.asset, venue_asset=venue_asset, **amounts)
+    return AssetBalance(message.asset, venue_asset=venue_asset, kind=kind_name(message), **amounts)
+
+
+def kind_name(row: balance_pb2.AssetBalance) -> str:
+    """A row's kind as the model has it: "cash", "holding", or empty if it says nothing, or a newer release's kind."""
+    return _KIND_NAMES.get(row.kind, "")
 
 
 def _summary(message: balance_pb2.Summary) -> Summary:

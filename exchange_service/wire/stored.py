@@ -58,9 +58,9 @@ _ERROR_TEXTS = {
 }
 _find_digit = re.compile("[1-9]").search
 _SUMMARY_AMOUNTS = tuple(field.name for field in balance_pb2.Summary.DESCRIPTOR.fields if field.name != "currency")
-# What tells a row from the others of its balance: the venue account's id, type and sub-account, the asset, and the
-# venue's own code.
-RowIdentity: TypeAlias = tuple[str, str, str, str, str]
+# What tells a row from the others of its balance: the venue account's id, type and sub-account, the asset, the venue's
+# own code, and the kind.
+RowIdentity: TypeAlias = tuple[str, str, str, str, str, balance_pb2.AssetKind.ValueType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def row_totals(stored: StoredBalance) -> dict[RowIdentity, Decimal]:
     """The totals of a balance's rows that are not zero."""
     message = balance_pb2.Balance.FromString(stored.data)
     totals = {
-        (account.id, account.type, account.sub_account, row.asset, row.venue_asset): Decimal(row.total)
+        (account.id, account.type, account.sub_account, row.asset, row.venue_asset, row.kind): Decimal(row.total)
         for account in message.venue_accounts
         for row in account.assets
         if row.HasField("total")
@@ -262,7 +262,7 @@ def with_known_rows(
         owner = (account.id, account.type, account.sub_account)
         kept = []
         for row in account.assets:
-            identity = (*owner, row.asset, row.venue_asset)
+            identity = (*owner, row.asset, row.venue_asset, row.kind)
             if not _is_zero(row) or identity in known:
                 kept.append(row)
                 reported[identity] = tuple(name for name in AMOUNTS if row.HasField(name))
@@ -280,13 +280,14 @@ def with_known_rows(
 
 
 def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_pb2.AssetBalance:
-    account_id, account_type, sub_account, asset, venue_asset = identity
+    account_id, account_type, sub_account, asset, venue_asset, kind = identity
     row = balance_pb2.AssetBalance(
         asset=asset,
         venue_asset=venue_asset,
         account_type=account_type,
         sub_account=sub_account,
         venue_account_id=account_id,
+        kind=kind,
     )
     for name in amounts:
         setattr(row, name, "0")

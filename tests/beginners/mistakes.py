@@ -342,9 +342,8 @@ AT_LOAD: dict[str, Mistake] = {
         '"production"',
         '"live"',
         (
-            "The listing 'acme' should name the environment 'production' first, then 'sandbox' if there is "
-            'one, and no other: write Environment("production", {...}, aliases=("live",)) for a word of the '
-            "venue's own."
+            "The listing 'acme' has an environment \"live\". Environments are called 'production' and 'sandbox', one "
+            'of each at most: write Environment("production", {...}, aliases=("live",)).'
         ),
     ),
 }

@@ -18,9 +18,19 @@ from exchange_service.console.figures import (
     amount_markup,
     headline_of,
     holds_something,
+    row_id,
 )
 from exchange_service.v1 import error_reason_pb2
-from exchange_service.v1.balance_pb2 import AccountFault, AssetBalance, Balance, Freshness, Summary, VenueAccount
+from exchange_service.v1.balance_pb2 import (
+    ASSET_KIND_CASH,
+    ASSET_KIND_HOLDING,
+    AccountFault,
+    AssetBalance,
+    Balance,
+    Freshness,
+    Summary,
+    VenueAccount,
+)
 from tests.console.consoles import Elements
 
 AMOUNTS = st.from_regex(r"-?[0-9]{1,40}(\.[0-9]{1,30})?", fullmatch=True)
@@ -164,3 +174,9 @@ class TestAges:
     )
     def test_an_age_in_words(self, seconds: float, text: str) -> None:
         assert age_text(seconds) == text
+
+
+def test_a_row_of_another_kind_is_another_row() -> None:
+    cash = AssetBalance(asset="USD", total="5", kind=ASSET_KIND_CASH)
+    stock = AssetBalance(asset="USD", total="7", kind=ASSET_KIND_HOLDING)
+    assert len({row_id(cash), row_id(stock), row_id(AssetBalance(asset="USD"))}) == 3

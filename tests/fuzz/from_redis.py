@@ -35,7 +35,7 @@ BALANCE = Balance(
             type="spot",
             assets=(
                 AssetBalance("BTC", total=Decimal("1.50"), free=Decimal(1), used=Decimal("0.5")),
-                AssetBalance("ETH", total=Decimal(0), venue_asset="XETH"),
+                AssetBalance("ETH", total=Decimal(0), venue_asset="XETH", kind="holding"),
             ),
             summary=Summary("USD", total=Decimal(7), unrealised_pnl=Decimal("-0.000001")),
         ),

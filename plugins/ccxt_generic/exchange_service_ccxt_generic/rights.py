@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from exchange_service.plugin_api import KeyRights, VenueMalformed, as_list, as_object, text
+from exchange_service.plugin_api import KeyRights, VenueMalformed, as_list, as_object, required_iso_time, text
 
 # witness: vendor: https://developers.binance.com/docs/wallet/account/api-key-permission
 _BINANCE_TRADES = (
@@ -87,13 +87,7 @@ def _flag(source: Mapping[str, Any], name: str) -> bool:
 
 def _instant(source: Mapping[str, Any], name: str) -> datetime | None:
     """The time at `name`, in ISO 8601; None if the key does not expire."""
-    stamp = text(source, name, "result", required=False)
-    if not stamp:
-        return None
-    try:
-        return datetime.fromisoformat(stamp).astimezone(UTC)
-    except ValueError:
-        raise VenueMalformed(f"result.{name} should be a time.") from None
+    return required_iso_time(source, name, "result") if text(source, name, "result", required=False) else None
 
 
 _BINANCE_QUESTION = Question("sapiGetAccountApiRestrictions", _binance)

@@ -25,6 +25,7 @@ from exchange_service.plugin_api import (
     milliseconds,
     parse_amount,
     required_amount,
+    split_accounts,
     text,
 )
 
@@ -50,9 +51,6 @@ ESCROW = "escrow"
 _USDC_TOKEN = 0
 # Each costs at least three requests. No user's wallet has more.
 _MAX_SUB_ACCOUNTS = 100
-
-# No user's wallet is in more vaults.
-_MAX_VAULTS = 200
 
 # Members that only the tokens of a wallet with portfolio margin have.
 _OF_PORTFOLIO_MARGIN = ("borrowed", "supplied", "ltv")
@@ -288,22 +286,15 @@ def sub_accounts(payload: Any, master: str) -> list[SubAccount]:
 
 
 def vault_accounts(payload: Any, address: str) -> tuple[VenueAccount, ...]:
-    """An account for each vault in `userVaultEquities`. The venue does not state how much can be withdrawn now.
+    """An account for each vault of `userVaultEquities`, by its address; one that cannot be read is an error.
 
-    An entry that cannot be read is an account of `address` with the error.
+    The venue does not state how much can be withdrawn now. Raises the error if not one of them can be read.
     """
-    entries = as_list(payload, "the answer")
-    if len(entries) > _MAX_VAULTS:
-        raise VenueMalformed(f"Hyperliquid lists more than {_MAX_VAULTS} vaults of the wallet.")
-    accounts: list[VenueAccount] = []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            account = _vault(as_object(entry, "vaults[]"))
-            check_unique((*(other.id for other in accounts), account.id), "Hyperliquid lists a vault twice.")
-        except VenueMalformed as error:
-            account = VenueAccount(id=address, type="vault", sub_account=f"vault {number}", error=error)
-        accounts.append(account)
-    return tuple(accounts)
+
+    def unread(vault: str) -> VenueAccount:
+        return VenueAccount(id=vault or address, type="vault", sub_account="" if vault else "vaults without an address")
+
+    return split_accounts(as_list(payload, "the answer"), _vault_address, _vault, unread=unread)
 
 
 def staking_account(payload: Any, address: str) -> VenueAccount:
@@ -618,10 +609,14 @@ def _sub_account(entry: Mapping[str, Any], master: str, taken: set[str]) -> SubA
     return SubAccount(address, text(entry, "name", "subAccounts[]", required=False) or address)
 
 
+def _vault_address(entry: Any) -> str:
+    return _address(entry, "vaultAddress", "vaults[]")
+
+
 def _vault(entry: Any) -> VenueAccount:
     equity = required_amount(entry, "equity", "vaults[]")
     return VenueAccount(
-        id=_address(entry, "vaultAddress", "vaults[]"),
+        id=_vault_address(entry),
         type="vault",
         assets=(AssetBalance(USDC, total=equity),),
         summary=Summary(USDC, total=equity, equity=equity),

@@ -455,19 +455,33 @@ def test_vault_deposits_are_accounts_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [None, {"vaultAddress": SUB}, {"equity": "1"}, {"vaultAddress": SUB, "equity": "NaN"}], ids=str
+    ("odd", "identity"),
+    [
+        (None, (ADDRESS, "vault", "vaults without an address")),
+        ({"equity": "1"}, (ADDRESS, "vault", "vaults without an address")),
+        ({"vaultAddress": SUB}, (SUB, "vault", "")),
+        ({"vaultAddress": SUB, "equity": "NaN"}, (SUB, "vault", "")),
+    ],
+    ids=str,
 )
-def test_an_odd_vault_is_its_own_error(odd: Any) -> None:
+def test_an_odd_vault_is_its_own_error(odd: Any, identity: tuple[str, str, str]) -> None:
     good, bad = parse.vault_accounts([*payload("vault_equities"), odd], ADDRESS)
     assert good.assets == (AssetBalance("USDC", total=Decimal("742.500082")),)
-    assert bad.identity == (ADDRESS, "vault", "vault 2")
+    assert bad.identity == identity
     assert isinstance(bad.error, VenueMalformed)
 
 
-def test_a_vault_that_is_listed_twice_counts_once() -> None:
-    first, second = parse.vault_accounts(payload("vault_equities") * 2, ADDRESS)
-    assert first.error is None
-    assert isinstance(second.error, VenueMalformed)
+def test_a_vault_that_is_listed_twice_is_an_error_and_counts_not_once() -> None:
+    other = {"vaultAddress": SUB, "equity": "1"}
+    twice, once = parse.vault_accounts([*payload("vault_equities"), other, *payload("vault_equities")], ADDRESS)
+    assert isinstance(twice.error, VenueMalformed)
+    assert not twice.assets
+    assert once.assets == (AssetBalance("USDC", total=Decimal(1)),)
+
+
+def test_vaults_of_which_not_one_can_be_read_are_no_empty_account() -> None:
+    with pytest.raises(VenueMalformed):
+        parse.vault_accounts([{"vaultAddress": SUB}], ADDRESS)
 
 
 def test_staked_hype_is_an_account_without_a_figure_in_usdc() -> None:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from exchange_service.plugin_api import (
+    CASH,
     AssetBalance,
     Summary,
     VenueAccount,
@@ -54,7 +55,7 @@ def account(payload: Any, account_id: str) -> VenueAccount:
         id=account_id,
         type="forex",
         label=_alias(entry),
-        assets=(AssetBalance(currency, total=balance, free=available, used=margin_used),),
+        assets=(AssetBalance(currency, total=balance, free=available, used=margin_used, kind=CASH),),
         summary=Summary(
             currency,
             total=balance,

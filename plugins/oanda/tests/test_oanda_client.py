@@ -90,7 +90,7 @@ async def test_the_worked_example_is_reproduced_to_the_digit() -> None:
         balance = await balance_of(venue)
     (account,) = balance.venue_accounts
     assert [str(row) for row in account.assets] == [
-        str(AssetBalance("EUR", Decimal("25310.4426"), Decimal("23246.1055"), Decimal("1940.2271")))
+        str(AssetBalance("EUR", Decimal("25310.4426"), Decimal("23246.1055"), Decimal("1940.2271"), kind="cash"))
     ]
     assert str(balance.summary) == str(
         Summary(

@@ -34,7 +34,9 @@ def summary_with(**changes: Any) -> Any:
 
 def test_an_account_is_one_row_in_its_own_currency() -> None:
     account = parse.account(payload("summary.json"), ACCOUNT_ID)
-    row = AssetBalance("EUR", total=Decimal("48695.6580"), free=Decimal("39428.7580"), used=Decimal("9948.9000"))
+    row = AssetBalance(
+        "EUR", total=Decimal("48695.6580"), free=Decimal("39428.7580"), used=Decimal("9948.9000"), kind="cash"
+    )
     assert account.assets == (row,)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
 from exchange_service.plugin_api import (
+    CASH,
     AssetBalance,
     Secret,
     Summary,
@@ -18,6 +19,7 @@ from exchange_service.plugin_api import (
     as_list,
     as_object,
     check_unique,
+    iso_time,
     read_account_list,
     require_account,
     required_amount,
@@ -161,7 +163,7 @@ def _account_in(entries: Sequence[Mapping[str, Any]], number: str) -> VenueAccou
     if not summaries:
         raise VenueMalformed("tastytrade answered with an account without a currency.")
     check_unique((summary.currency for summary in summaries), "tastytrade names a currency twice.")
-    times = [_time(entry.get("updated-at")) for entry in entries]
+    times = [iso_time(entry, "updated-at", "balances") for entry in entries]
     return VenueAccount(
         id=number,
         assets=tuple(_row(summary) for summary in summaries),
@@ -230,7 +232,9 @@ def _not_negative(figure: Decimal | None) -> Decimal | None:
 
 
 def _row(summary: Summary) -> AssetBalance:
-    return AssetBalance(summary.currency, total=summary.total, free=summary.available, used=summary.margin_used)
+    return AssetBalance(
+        summary.currency, total=summary.total, free=summary.available, used=summary.margin_used, kind=CASH
+    )
 
 
 def _required_figure(entry: Mapping[str, Any], key: str) -> Decimal:
@@ -250,15 +254,6 @@ def _with_effect(value: Decimal, entry: Mapping[str, Any], key: str) -> Decimal:
     if value < 0 or effect not in ("Credit", "Debit", "None") or (effect == "None" and value):
         raise VenueMalformed(f"balances.{key} and its effect contradict each other.")
     return value.copy_negate() if effect == "Debit" and value else value
-
-
-def _time(stamp: Any) -> datetime | None:
-    """The time in ISO 8601 with an offset, in UTC; None if it cannot be read, because it is for information alone."""
-    try:
-        instant = datetime.fromisoformat(stamp)
-        return None if instant.tzinfo is None else instant.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def _data(payload: Any) -> Mapping[str, Any]:

@@ -56,7 +56,9 @@ def summary_of(account: VenueAccount) -> Summary:
 
 def test_an_account_is_one_row_of_cash() -> None:
     account = parse.account(payload("balances.json"), NUMBER)
-    row = AssetBalance("USD", total=Decimal("44178.164"), free=Decimal("13278.164"), used=Decimal("30900.0"))
+    row = AssetBalance(
+        "USD", total=Decimal("44178.164"), free=Decimal("13278.164"), used=Decimal("30900.0"), kind="cash"
+    )
     assert account.assets == (row,)
     assert account.id == NUMBER
 
@@ -108,7 +110,7 @@ def test_an_older_answer_without_a_currency_is_in_dollars() -> None:
 def test_three_fields_are_enough_for_a_balance() -> None:
     least = {"account-number": NUMBER, "cash-balance": "10.50", "net-liquidating-value": "12"}
     account = parse.account({"data": least}, NUMBER)
-    assert account.assets == (AssetBalance("USD", total=Decimal("10.50")),)
+    assert account.assets == (AssetBalance("USD", total=Decimal("10.50"), kind="cash"),)
     assert account.summary == Summary("USD", total=Decimal("10.50"), cash=Decimal("10.50"), equity=Decimal(12))
 
 

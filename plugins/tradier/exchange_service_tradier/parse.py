@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from exchange_service.plugin_api import (
+    CASH,
     AssetBalance,
     FeatureNotEnabled,
     RequestRefused,
@@ -113,7 +114,7 @@ def account(payload: Any, number: str) -> VenueAccount:
     return VenueAccount(
         id=number,
         type=_TYPES[block],
-        assets=(AssetBalance(USD, total=cash, free=available, used=used),),
+        assets=(AssetBalance(USD, total=cash, free=available, used=used, kind=CASH),),
         summary=Summary(
             USD,
             total=cash,
@@ -167,7 +168,7 @@ def options_account(payload: Any, number: str) -> VenueAccount:
     return VenueAccount(
         id=number,
         type=OPTIONS,
-        assets=(AssetBalance(USD, total=cash, free=available, used=requirement), *_option_rows(entry)),
+        assets=(AssetBalance(USD, total=cash, free=available, used=requirement, kind=CASH), *_option_rows(entry)),
         # No unrealised_pnl: `open_pl` includes that of stocks.
         summary=Summary(USD, total=cash, cash=cash, available=available, equity=equity, margin_used=requirement),
     )

@@ -63,7 +63,7 @@ class TestTheAccountAsAWhole:
     def test_a_margin_account_is_one_row_of_cash(self) -> None:
         account = parse.account(payload("balances_margin.json"), MARGIN)
         cash, free, used = Decimal("18450.27"), Decimal("14203.77"), Decimal("11555.00")
-        assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used),)
+        assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used, kind="cash"),)
         assert (account.id, account.type, account.label) == (MARGIN, "margin", "")
 
     def test_its_summary_has_every_figure_of_the_worked_example(self) -> None:
@@ -94,7 +94,7 @@ class TestTheAccountAsAWhole:
         summary = summary_of(payload("balances_cash.json"), CASH)
         cash, free, used = Decimal("5370.33"), Decimal("5120.33"), Decimal("250.00")
         assert account.type == "cash"
-        assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used),)
+        assert account.assets == (AssetBalance("USD", total=cash, free=free, used=used, kind="cash"),)
         assert (summary.available, summary.margin_used, summary.buying_power) == (free, used, None)
 
     def test_the_used_cash_of_a_cash_account_is_unsettled_or_reserved_by_orders(self) -> None:
@@ -201,7 +201,7 @@ class TestTheOptionsView:
         short = Decimal("-940.00")
         assert account.type == "options"
         assert account.assets == (
-            AssetBalance("USD", total=Decimal("18450.27"), free=Decimal("14203.77"), used=Decimal(0)),
+            AssetBalance("USD", total=Decimal("18450.27"), free=Decimal("14203.77"), used=Decimal(0), kind="cash"),
             AssetBalance("OPTION_LONG", total=Decimal("1875.00"), venue_asset="option_long_value"),
             AssetBalance("OPTION_SHORT", total=short, debt=Decimal("940.00"), venue_asset="option_short_value"),
             AssetBalance("OPTION_NET", total=Decimal("935.00")),

@@ -1,0 +1,177 @@
+"""`plugins new`: what it renders is green from the first moment, and what it refuses is told in a sentence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from exchange_service.authoring.new import TEMPLATES, newest_version
+from exchange_service.authoring.updating import SOURCE, NotUpdated, Update, update_project
+from exchange_service.cli import app
+
+# A project's checks start several interpreters, and a busy machine is slow.
+pytestmark = pytest.mark.timeout(300)
+
+FLAVOURS = ("token", "signed", "wallet", "push")
+
+
+def new(*arguments: object, code: int = 0) -> str:
+    """What the command prints."""
+    done = CliRunner().invoke(app, ["plugins", "new", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+def run(folder: Path, *command: object) -> str:
+    """Run a Python program in a folder; its output, or a failure that shows what it printed."""
+    arguments = [sys.executable, "-m", *map(str, command)]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mypy")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_each_flavour_is_green_from_the_first_moment(flavour: str, tmp_path: Path, mypy_cache: Path) -> None:
+    new("acme", "--into", tmp_path / "acme", "--flavour", flavour, "--title", "Acme Brokerage", "--defaults")
+    run(tmp_path / "acme", "ruff", "check", ".")
+    run(tmp_path / "acme", "ruff", "format", "--check", ".")
+    run(tmp_path / "acme", "mypy", "--cache-dir", mypy_cache)
+    printed = run(tmp_path / "acme", "pytest", "-p", "no:cacheprovider", "-q", "-W", "error")
+    assert int(re.findall(r"(\d+) passed", printed)[0]) > 65
+    assert not re.search(r"skipped|xfailed", printed)
+    assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", printed)
+
+
+class Project:
+    """A rendered project in a git repository, and a folder of templates in which there is a later version."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.templates = folder / "acme", folder / "templates"
+        new("acme", "--into", self.folder, "--defaults")
+        shutil.copytree(TEMPLATES, self.templates)
+        self.git("init", "--quiet")
+        self.commit()
+
+    def git(self, *arguments: str) -> str:
+        named = ["-c", "user.name=An Author", "-c", "user.email=author@acme.example"]
+        done = subprocess.run(
+            ["git", *named, *arguments], cwd=self.folder, capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "Work")
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        change(self.folder / name, old, new)
+
+    def release(self, name: str, old: str, new: str) -> None:
+        """A version 2 of the template, in which one of its files differs."""
+        second = self.templates / "v2"
+        shutil.copytree(self.templates / f"v{newest_version()}", second)
+        change(next((second / "project").glob("*answers*")), "_commit: v1", "_commit: v2")
+        change(second / "project" / name, old, new)
+
+    def update(self) -> Update:
+        return update_project(self.folder, templates=self.templates)
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+class TestUpdate:
+    def test_a_later_version_comes_in_and_the_authors_own_edits_stay(self, project: Project) -> None:
+        project.edit("exchange_service_acme/client.py", "/v1/balance", "/v7/holdings")
+        project.edit(".github/workflows/test.yml", "ubuntu-latest", "our-own-runner")
+        (project.folder / "CHANGELOG.md").unlink()
+        project.commit()
+        project.release(".github/workflows/test.yml.jinja", '"3.13"', '"3.14"')
+        assert project.update() == Update(1, 2)
+        workflow = (project.folder / ".github/workflows/test.yml").read_text()
+        assert '"3.14"' in workflow
+        assert "our-own-runner" in workflow
+        assert "/v7/holdings" in (project.folder / "exchange_service_acme/client.py").read_text()
+        assert not (project.folder / "CHANGELOG.md").exists()
+        assert project.git("status", "--porcelain").split() == [
+            *("M", ".copier-answers.yml", "M", ".github/workflows/test.yml")
+        ]
+        project.commit()
+        assert project.update() == Update(2, 2)
+
+    def test_lines_that_both_have_changed_are_shown_as_a_conflict(self, project: Project) -> None:
+        project.edit(".github/workflows/test.yml", "timeout-minutes: 15", "timeout-minutes: 60")
+        project.commit()
+        project.release(".github/workflows/test.yml.jinja", "timeout-minutes: 15", "timeout-minutes: 20")
+        assert project.update().conflicts == (".github/workflows/test.yml",)
+        workflow = (project.folder / ".github/workflows/test.yml").read_text()
+        assert re.search(r"<<<<<<<.*: 60\n=======\n.*: 20\n>>>>>>>", workflow, re.DOTALL)
+
+    def test_no_path_of_this_machine_stands_in_the_project(self, project: Project, tmp_path: Path) -> None:
+        project.release("README.md.jinja", "For developers", "For programmers")
+        for _ in range(2):
+            texts = [
+                path.read_text() for path in project.folder.rglob("*") if path.is_file() and ".git/" not in f"{path}"
+            ]
+            assert not [text for text in texts if str(tmp_path) in text or str(TEMPLATES) in text]
+            project.update()
+
+    def test_changes_that_are_not_committed_are_left_alone(self, project: Project) -> None:
+        project.release("README.md.jinja", "For developers", "For programmers")
+        project.edit("README.md", "For developers", "For us")
+        with pytest.raises(NotUpdated, match="not committed"):
+            project.update()
+        assert "For us" in (project.folder / "README.md").read_text()
+
+    def test_a_folder_outside_of_git_is_told_how_to_begin(self, project: Project) -> None:
+        project.release("README.md.jinja", "For developers", "For programmers")
+        shutil.rmtree(project.folder / ".git")
+        with pytest.raises(NotUpdated, match="git init"):
+            project.update()
+
+    def test_without_git_there_is_a_sentence(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
+        with pytest.raises(NotUpdated, match="git is not installed"):
+            project.update()
+
+    def test_a_project_of_a_later_service_is_not_taken_back(self, project: Project) -> None:
+        project.edit(".copier-answers.yml", "_commit: v1", "_commit: v9")
+        with pytest.raises(NotUpdated, match=r"version 9 of the template.*Upgrade"):
+            project.update()
+
+    @pytest.mark.parametrize("answers", [None, "_src_path: gh:somebody/template\n_commit: v1\n", "name: acme\n"])
+    def test_a_project_of_another_template_is_refused(self, project: Project, answers: str | None) -> None:
+        (project.folder / ".copier-answers.yml").unlink()
+        if answers is not None:
+            (project.folder / ".copier-answers.yml").write_text(answers)
+        with pytest.raises(NotUpdated, match=r"plugins new"):
+            project.update()
+
+    def test_each_version_names_itself_and_the_address_that_an_update_looks_for(self) -> None:
+        for version in TEMPLATES.glob("v*"):
+            (answers,) = (version / "project").glob("*answers*")
+            assert f"_src_path: {SOURCE}\n_commit: {version.name}\n" in answers.read_text()
+
+    def test_the_command_says_that_a_project_is_up_to_date(self, project: Project) -> None:
+        done = CliRunner().invoke(app, ["plugins", "update", str(project.folder)])
+        assert done.exit_code == 0
+        assert "version 1 of the template, which is the newest" in done.output

@@ -491,9 +491,9 @@ async def _refresh_manifests(registry: Registry, venues: PluginClients) -> None:
 def _log_problems(problems: Iterable[PluginProblem]) -> None:
     for problem in problems:
         if problem.notice:
-            log.warning("plugin.notice", plugin=problem.plugin.name, reason=problem.reason)
+            log.warning("plugin.notice", plugin=problem.plugin.name, reason=problem.for_operators)
         else:
-            log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.reason)
+            log.warning("plugin.problem", plugin=problem.plugin.name, reason=problem.for_operators)
 
 
 def _process_figures(registry: Registry, venues: PluginClients) -> Iterator[ProcessOfPlugin]:

@@ -360,12 +360,14 @@ class VenueReports:
     """What is learnt of the venue beside its answer during one call; see `VenueCall.report_usage`.
 
     `usage` has the units used of the limit whose window has so many seconds, and the seconds until that window ends.
-    `cooldown` is in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to
-    come, by `time.monotonic`, and `opening` whether the call still waits for its credential; the host sets both.
+    `costs` has, by such a window, the units that this call has really used, under 0 those of each limit. `cooldown` is
+    in seconds, 0 if the venue did not ask for one. `answered_at` is when the first good answer began to come, by
+    `time.monotonic`, and `opening` whether the call still waits for its credential; the host sets both.
     """
 
     usage: dict[int, tuple[int, float]] = field(default_factory=dict)
     cooldown: float = 0.0
+    costs: dict[int, int] = field(default_factory=dict)
     answered_at: float | None = field(default=None, compare=False)
     opening: bool = field(default=False, compare=False)
     # Called after each report, so that the gate can act on it before the call ends.

@@ -390,6 +390,20 @@ class VenueCall:
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
 
+    def report_cost(self, units: int, seconds: int | None = None) -> None:
+        """Report what reading this balance has really used so far, where that depends on the answer, as on its pages.
+
+        `units` are those of the listing's `RateLimit` whose window has `seconds`; None: of each of its limits. What is
+        beyond the limit's `cost` is charged at once: later calls wait for it, and this one goes on. Less gives nothing
+        back. Of several reports in one call the greatest counts, so report the sum so far. Nothing happens if no limit
+        has this window. Raises as `report_usage` does.
+        """
+        used = min(math.ceil(_at_least_zero(units)), _MOST_UNITS)
+        window = 0 if seconds is None else int(_at_least_zero(seconds))
+        if seconds is None or any(limit.seconds == window for limit in self.exchange.limits):
+            self.reports.costs[window] = max(used, self.reports.costs.get(window, 0))
+            self.reports.on_report()
+
     async def compute(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """What the plain function `work` makes of an answer: `await call.compute(parse.account, payload)`.
 

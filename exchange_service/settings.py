@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -303,6 +303,12 @@ class Settings(BaseSettings):
         '{"ccxt_generic": "in-process"}. By default this project\'s plugins run in the service\'s process, except '
         "ccxt_generic; ccxt_generic and third-party plugins run in processes of their own.",
     )
+    plugin_interpreters: dict[str, str] = Field(
+        default_factory=dict,
+        description="The interpreter of a virtual environment of its own in which a plugin is installed and runs, by "
+        'the plugin\'s name, as JSON: {"ccxt_generic": "/opt/ccxt/bin/python"}. See "A plugin in its own environment" '
+        "in docs/operations.md.",
+    )
     plugin_process_counts: dict[str, int] = Field(
         default_factory=dict,
         description="The number of processes of a plugin that does not run in the service's, by the plugin's name, "
@@ -403,6 +409,16 @@ class Settings(BaseSettings):
             str(network.network_address) if alone else str(network)
             for network, alone in zip(networks, single, strict=True)
         )
+
+    @field_validator("plugin_interpreters")
+    @classmethod
+    def _validate_interpreters(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for plugin, interpreter in value.items():
+            if not os.path.isabs(interpreter):
+                raise ValueError(f"the interpreter of {plugin!r} should be an absolute path")
+            if info.data.get("plugin_processes", {}).get(plugin) == "in-process":
+                raise ValueError(f"{plugin!r} cannot run in-process, as plugin_processes says, on another interpreter")
+        return value
 
     @field_validator("plugin_process_counts", "plugin_memory")
     @classmethod

@@ -166,8 +166,10 @@ def _may_be_unlisted(exchange_id: str, registry: Registry) -> bool:
 def check_plugin_settings(settings: Settings, registry: Registry) -> None:
     """Raise UnsafeSettings for a setting that names a plugin which is not installed."""
     installed = [plugin.info for plugin in registry.plugins] + [item.plugin for item in registry.problems]
+    # Of a plugin that was not found in an environment of its own, the distribution's name is not known.
+    unknown = any(info.name in settings.plugin_interpreters and not info.distribution for info in installed)
     for exchange_id, choice in settings.exchange_plugins.items():
-        if not any(goes_by(info, choice) for info in installed):
+        if not unknown and not any(goes_by(info, choice) for info in installed):
             raise UnsafeSettings(f"exchange_plugins gives {exchange_id!r} to {choice!r}, which is not installed.")
     named = {info.name for info in installed}
     for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):

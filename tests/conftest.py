@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 
 from scripts import threats
 from tests.engines import ENGINE_VARIABLES, NATIVE
+from tests.plugin_reports import untold_skips
 from tests.servers import PostgresServer, RedisServer, postgres_address, redis_address
 
 # Every service of the tests reads it as a setting.
@@ -84,6 +85,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _place(path: str) -> int:
     """Where the file stands among the longest; behind them all if it is not one."""
     return next((place for place, name in enumerate(LONGEST_FILES) if path.endswith(name)), len(LONGEST_FILES))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a test of the contract was skipped for a plugin of ours and its report does not say so."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    untold = untold_skips(reporter.stats.get("passed", ()), reporter.stats.get("skipped", ()))
+    if untold:
+        reporter.write_line("")
+        for line in untold:
+            reporter.write_line(line)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

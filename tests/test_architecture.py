@@ -90,7 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit", "tasks"},
     "plugin_host": {
-        *{"credentials", "errors", "gc_tuning", "model", "observability", "operator", "printable"},
+        *{"__init__", "credentials", "errors", "gc_tuning", "model", "observability", "operator", "printable"},
         *{"process_secrecy", "settings", "socket_folder", "tasks", "v1", "venues", "wire"},
     },
     "plugin_kit": {"amounts", "errors", "model", "tasks"},

@@ -123,6 +123,13 @@ def test_the_wheel_has_every_template_and_static_file_of_the_console(wheels: dic
         assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
 
 
+def test_the_wheel_has_every_file_of_the_template_for_plugins(wheels: dict[str, Path]) -> None:
+    files = [path for path in (ROOT / "exchange_service" / "authoring" / "template").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    with zipfile.ZipFile(wheels["core"]) as wheel:
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
+
+
 class Installed:
     """The command line of the clean environment, with a database of its own."""
 

@@ -72,6 +72,7 @@ LISTINGS = tuple(
         id=name, name=name.title(), asset_class="Crypto", asset_types="Crypto Spot", market_hours="24/7 Trading",
         environments=(Environment("production", {"api": "https://guest.example"}),),
         capabilities=Capabilities(balance=True, sandbox=False),
+        limits=(RateLimit("key", 1000, 60),) if name == "guest_two" else (),
     )
     for name in ("guest", "guest_two")
 )
@@ -114,6 +115,8 @@ async def fetch_balance(call):
         call.reports.answered_at = time.monotonic() - 0.3
     if deed == "report":
         call.report_cooldown(9.0)
+    if deed == "dear":
+        call.report_cost(1000)
     if deed == "limited":
         raise VenueRateLimited("Guest limits our requests.", retry_after=7.0)
     if deed == "hold back" and "held" not in made:
@@ -247,6 +250,13 @@ class TestPlugin:
             with pytest.raises(VenueRateLimited) as caught:
                 await running.client.get_balance("alice", "guest", max_age=0)
             assert caught.value.retry_after == pytest.approx(9, abs=1)
+
+    async def test_what_its_call_has_really_cost_is_charged_by_the_gate(self, guest: Path, tmp_path: Path) -> None:
+        async with serving(tmp_path) as running:
+            await running.store("guest_two", metadata={"deed": "dear"})
+            assert (await running.client.get_balance("alice", "guest_two")).balance.venue_accounts
+            with pytest.raises(VenueRateLimited, match="used up for now"):
+                await running.client.get_balance("alice", "guest_two", max_age=0)
 
     async def test_a_call_that_it_holds_back_itself_is_no_word_of_its_venue(self, guest: Path, tmp_path: Path) -> None:
         async with serving(tmp_path) as running:

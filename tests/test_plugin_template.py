@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from exchange_service.cli import app
 # A project's checks start several interpreters, and a busy machine is slow.
 pytestmark = pytest.mark.timeout(300)
 
-FLAVOURS = ("token", "signed", "wallet", "push")
+FLAVOURS = ("token", "signed", "oauth", "wallet", "push")
 
 
 def new(*arguments: object, code: int = 0) -> str:
@@ -51,6 +52,87 @@ def test_each_flavour_is_green_from_the_first_moment(flavour: str, tmp_path: Pat
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 65
     assert not re.search(r"skipped|xfailed", printed)
     assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", printed)
+
+
+@pytest.mark.parametrize(("name", "title"), [("1inch", "1inch"), ("acme_futures-europe", "Acme Futures of Old Europe")])
+def test_names_of_any_form_give_code_that_is_in_order(name: str, title: str, tmp_path: Path) -> None:
+    for flavour in FLAVOURS:
+        answers = ("--flavour", flavour, "--title", title, "--website", "https://acme.example/a", "--defaults")
+        new(name, "--into", tmp_path / flavour, *answers)
+    run(tmp_path, "ruff", "check", ".")
+    run(tmp_path, "ruff", "format", "--check", ".")
+    run(tmp_path, "compileall", "-q", ".")
+
+
+@pytest.mark.parametrize("licence", ["MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary"])
+def test_a_licence_is_in_the_metadata_and_in_full(licence: str, tmp_path: Path) -> None:
+    new("acme", "--into", tmp_path / "acme", "--licence", licence, "--author", "Jane Roe", "--defaults")
+    project = tomllib.loads((tmp_path / "acme" / "pyproject.toml").read_text())["project"]
+    text = (tmp_path / "acme" / "LICENSE").read_text()
+    assert project["authors"] == [{"name": "Jane Roe"}]
+    assert project["license"] == ("LicenseRef-Proprietary" if licence == "Proprietary" else licence)
+    assert (project.get("classifiers") == ["Private :: Do Not Upload"]) == (licence == "Proprietary")
+    assert "Jane Roe" in text or licence == "Apache-2.0"
+    assert {"MIT": "MIT License", "Apache-2.0": "Apache License", "BSD-3-Clause": "BSD 3-Clause"}.get(
+        licence, ""
+    ) in text
+
+
+def test_the_readme_has_the_answers(tmp_path: Path) -> None:
+    printed = new(
+        *("acme", "--into", tmp_path / "acme", "--title", "Acme Brokerage", "--website", "https://acme.example/api"),
+        *("--asset-class", "Crypto", "--defaults"),
+    )
+    readme = (tmp_path / "acme" / "README.md").read_text()
+    assert "the Acme Brokerage plugin" in readme
+    assert "<https://acme.example/api>" in readme
+    assert "`spot`" in readme
+    assert "pip install --editable '.[test]' pytest" in printed
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", ["Acme", "_acme", "acme-", "ac me", "", "a" * 65, "../acme"])
+    def test_a_wrong_id_is_told_what_an_id_may_be(self, name: str, tmp_path: Path) -> None:
+        printed = new("--into", tmp_path / "made", "--defaults", "--", name, code=2)
+        assert "1 to 64 lower case letters, digits" in printed
+        assert not (tmp_path / "made").exists()
+
+    def test_a_folder_that_holds_something_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        assert "not an empty folder" in new("acme", "--into", tmp_path, code=2)
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_an_id_of_an_installed_plugin_needs_force(self, tmp_path: Path) -> None:
+        assert "exchange-service-oanda" in new("oanda", "--into", tmp_path / "made", "--defaults", code=2)
+        assert not (tmp_path / "made").exists()
+        assert "Only one of the two is served" in new("oanda", "--into", tmp_path / "made", "--defaults", "--force")
+        assert (tmp_path / "made" / "exchange_service_oanda" / "parse.py").exists()
+
+    def test_of_an_id_of_ccxt_it_says_who_will_serve_it(self, tmp_path: Path) -> None:
+        printed = new("kraken", "--into", tmp_path / "made", "--defaults")
+        assert "A custom plugin wins over CCXT, so yours serves kraken" in printed
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            ("--title", 'Ac"me'),
+            ("--title", " "),
+            ("--author", "{{ x }}"),
+            ("--website", "http://acme.example"),
+            ("--asset-class", "Shares"),
+        ],
+    )
+    def test_a_wrong_answer_is_told_and_nothing_is_left(self, answer: tuple[str, str], tmp_path: Path) -> None:
+        printed = new("acme", "--into", tmp_path / "made", "--defaults", *answer, code=2)
+        assert answer[0].removeprefix("--").replace("-", "_") in printed
+        assert not (tmp_path / "made").exists()
+
+    def test_without_copier_there_is_the_command_that_installs_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "copier", None)
+        printed = new("acme", "--into", tmp_path / "made", "--defaults", code=2)
+        assert "pip install 'exchange-service[authoring]'" in printed
 
 
 class Project:

@@ -54,6 +54,66 @@ def test_a_name_that_no_plugin_has_fails_the_run_with_those_that_there_are(tmp_p
     assert "hyperliquid, lighter, oanda" in done.stdout
 
 
+FOLDER = """
+[project]
+name = "exchange-service-zinc"
+version = "1"
+[project.entry-points."exchange_service"]
+zinc = "exchange_service_zinc"
+[project.entry-points."exchange_service.simulators"]
+zinc = "exchange_service_zinc:Simulator"
+"""
+MODULE = """
+from exchange_service.plugin_api import *
+from exchange_service.testing import DemoVenue
+
+@hookimpl
+def exchange_manifest():
+    return Manifest(1, (ExchangeMetadata("zinc", "Zinc", "Crypto", "Spot", "24/7", (
+        Environment("production", {"api": "https://zinc.example"}),
+    )),))
+
+@hookimpl
+async def fetch_balance(call):
+    return Balance(())
+
+class Simulator(DemoVenue):
+    exchange_id = "zinc"
+"""
+
+
+class TestFolders:
+    @pytest.fixture
+    def project(self, tmp_path: Path) -> Path:
+        """The folder of a plugin that is not installed."""
+        folder = tmp_path / "project"
+        folder.mkdir()
+        (folder / "pyproject.toml").write_text(FOLDER)
+        (folder / "exchange_service_zinc.py").write_text(MODULE)
+        return folder
+
+    def test_a_folder_in_place_of_the_name_tries_a_plugin_that_is_not_installed(
+        self, project: Path, tmp_path: Path
+    ) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        done = pytest_in(elsewhere, "--exchange-plugin", str(project), "-k", "manifest")
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "Test_zinc::test_the_manifest_loads" in done.stdout
+
+    def test_a_project_tests_itself_by_its_name_without_being_installed(self, project: Path) -> None:
+        (project / "test_own.py").write_text("def test_our_own(): pass\n")
+        done = pytest_in(project, "-k", "our_own or manifest", settings='exchange_plugin = "zinc"\n' + FOLDER)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "test_own.py::test_our_own PASSED" in done.stdout
+        assert "Test_zinc::test_the_manifest_loads" in done.stdout
+
+    def test_a_folder_in_the_settings_is_meant_from_there(self, project: Path, tmp_path: Path) -> None:
+        done = pytest_in(tmp_path, "-k", "manifest_loads", settings='exchange_plugin = "project"\n')
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "Test_zinc::test_the_manifest_loads" in done.stdout
+
+
 def test_without_the_flag_nothing_is_added(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text("def test_our_own(): pass\n")
     assert "1 passed" in pytest_in(tmp_path).stdout

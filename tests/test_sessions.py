@@ -708,7 +708,9 @@ class TestReports:
     """What a plugin reports of the venue's limits goes to the gate, and perhaps to another process first."""
 
     @pytest.mark.parametrize("number", ["12", None, float("nan"), float("inf")])
-    @pytest.mark.parametrize("report", [VenueCall.report_cooldown, lambda call, used: call.report_usage(used, 60)])
+    @pytest.mark.parametrize(
+        "report", [VenueCall.report_cooldown, VenueCall.report_cost, lambda call, used: call.report_usage(used, 60)]
+    )
     async def test_a_report_without_a_number_is_the_plugins_failure(
         self, sessions: Sessions, report: Callable[[VenueCall, Any], None], number: Any
     ) -> None:

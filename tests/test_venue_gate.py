@@ -975,6 +975,105 @@ class TestReports:
         error = await outcome(venue.through(gate))
         assert error is None or (isinstance(error, VenueRateLimited) and strange == float("inf"))
 
+    @pytest.mark.parametrize("window", [0, 60])
+    async def test_a_call_that_cost_more_than_its_listing_says_is_charged_and_later_calls_wait(
+        self, window: int, offset_clock: OffsetClock
+    ) -> None:
+        venue = Venue(RateLimit("key", 20, 60, cost=2))
+        gate = gated()
+        venue.report = lambda reports: reports.costs.update({window: 15})
+        assert await outcome(venue.through(gate)) is None
+        venue.report = lambda reports: None
+        assert [await outcome(venue.through(gate)) for _ in range(2)] == [None, None]
+        error = await outcome(venue.through(gate))
+        assert isinstance(error, VenueRateLimited)
+        assert error.retry_after is not None
+        offset_clock.advance(error.retry_after + 0.1)
+        assert await outcome(venue.through(gate)) is None
+
+    async def test_a_call_is_never_refused_for_its_own_cost_and_an_error_is_charged_too(self) -> None:
+        venue = Venue(RateLimit("key", 20, 60))
+        gate = gated(attempts=1)
+        venue.report = lambda reports: reports.costs.update({0: 500})
+        assert await outcome(venue.through(gate)) is None
+        assert isinstance(await outcome(venue.through(gate)), VenueRateLimited)
+        venue.failing(CredentialRejected("It refuses the key."))
+        assert isinstance(await outcome(venue.through(gate, key="another")), CredentialRejected)
+        assert isinstance(await outcome(venue.through(gate, key="another")), VenueRateLimited)
+
+    async def test_a_cost_is_charged_before_the_call_that_reports_it_ends_and_only_once(self) -> None:
+        venue, reported = Venue(RateLimit("key", 20, 60)), list[VenueReports]()
+        gate, going_on = gated(), asyncio.Event()
+
+        async def wait() -> str:
+            await going_on.wait()
+            return "a balance"
+
+        venue.answer = wait
+        venue.report = reported.append
+        first = asyncio.ensure_future(venue.through(gate))
+        await until(lambda: len(reported) == 1)
+        for pages in (5, 9, 19):
+            reported[0].costs[0] = pages
+            reported[0].on_report()
+        going_on.set()
+        second, third = [await outcome(venue.through(gate)) for _ in range(2)]
+        assert second is None, "one of 20 is left"
+        assert isinstance(third, VenueRateLimited)
+        assert await first == "a balance"
+
+    async def test_less_than_the_cost_gives_nothing_back_and_another_window_is_left_alone(self) -> None:
+        venue = Venue(RateLimit("key", 20, 60, cost=10), RateLimit("key", 1000, 3600))
+        gate = gated()
+        venue.report = lambda reports: reports.costs.update({60: 1, 3600: 30})
+        outcomes = [await outcome(venue.through(gate)) for _ in range(3)]
+        assert [type(error) for error in outcomes] == [type(None), type(None), VenueRateLimited]
+
+    async def test_each_attempt_is_charged_its_own_cost(self) -> None:
+        venue = Venue(RateLimit("key", 20, 60))
+        gate = gated(attempts=2)
+        venue.report = lambda reports: reports.costs.update({0: 8})
+        venue.failing(VenueUnavailable("It is down."))
+        await outcome(venue.through(gate))
+        assert venue.fetches == 2
+        venue.report, venue.answer = (lambda reports: None), venue.good
+        outcomes = [await outcome(venue.through(gate)) for _ in range(5)]
+        assert outcomes[:4] == [None] * 4
+        assert isinstance(outcomes[4], VenueRateLimited)
+
+    @pytest.mark.parametrize("seed", range(20))
+    async def test_no_window_has_more_than_a_limit_before_any_call_that_is_let_through(
+        self, seed: int, offset_clock: OffsetClock
+    ) -> None:
+        chance, cost = random.Random(seed), 2
+        venue, window = Venue(RateLimit("key", 50, 60, cost=cost)), Window(60)
+        gate, refused = gated(), 0
+        for _ in range(150):
+            offset_clock.advance(chance.choice([0.0, 0.5, 3.0, 20.0]))
+            used = chance.choice([0, 1, 2, 3, 7, 60])
+            venue.report = lambda reports, used=used: reports.costs.update({60: used})  # type: ignore[misc]
+            before = window.used(now := asyncio.get_running_loop().time())
+            if await outcome(venue.through(gate)) is None:
+                assert before + cost <= 50
+                window.add(max(used, cost), now)
+            else:
+                refused += 1
+                assert before + cost > 49, "and none is refused that has room"
+        assert refused
+
+    async def test_a_cost_is_reported_in_whole_units_of_a_limit_that_the_listing_has(self) -> None:
+        limits = RateLimit("key", 20, 60), RateLimit("address", 20, 3600)
+        async with venue_call(listing("fakex", limits=limits)) as call:
+            call.report_cost(7)
+            call.report_cost(3)
+            call.report_cost(10**30, 60)
+            call.report_cost(2, 3600)
+            call.report_cost(5, 30)
+            assert call.reports.costs == {0: 7, 60: 2**53, 3600: 2}
+            received = VenueReports()
+            read_reports(write_reports(call.reports), received)
+            assert received == call.reports
+
     async def test_of_two_hosts_the_one_where_more_is_used_counts(self) -> None:
         async with venue_call(listing("fakex")) as call:
             call.report_usage(2400, 60, resets_after=12)

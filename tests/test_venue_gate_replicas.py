@@ -73,6 +73,15 @@ class CountsInMemory:
             self._window = window
         return wait
 
+    async def charge(self, key: str, seconds: int, count: int) -> bool:
+        if self.away:
+            return False
+        now = asyncio.get_running_loop().time()
+        packed = self._window.pack() if self._window else b""
+        self._window = SharedWindow.unpack(seconds, packed, now) if packed else SharedWindow(seconds, now)
+        self._window.add(REPLICA, count)
+        return True
+
     def used(self) -> int:
         assert self._window is not None
         return sum(sum(counts) for counts in self._window._parts.values())
@@ -365,6 +374,53 @@ class TestCountsInRedis:
         for _ in range(held):
             assert limiter.acquire_local(False, asyncio.get_running_loop().time(), 1)
         assert not limiter.acquire_local(False, asyncio.get_running_loop().time(), 1)
+
+    @pytest.mark.parametrize("seed", range(30))
+    async def test_two_replicas_let_nothing_but_reserved_permits_through_where_reported_costs_leave_no_room(
+        self, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, counts, chance = OffsetClock(monkeypatch), CountsInMemory(), random.Random(seed)
+        limiters = [RateLimiter("v", RateLimit("address", 100, 600, cost=2), counts, replicas=2) for _ in range(2)]
+        used = beyond = 0
+        for _ in range(60):
+            # All within one window.
+            clock.advance(chance.uniform(0, 5))
+            limiter, cost = chance.choice(limiters), chance.choice([2, 2, 2, 3, 9, 40])
+            if await limiter.acquire(False, "alice", 2) == 0.0:
+                beyond += used + 2 > 100
+                limiter.charge(cost - 2, "alice", asyncio.get_running_loop().time())
+                await limiter.settle()
+                used += cost
+                # What is counted and not used is what both hold in reserve.
+                assert used <= counts.used() <= used + 2 * 100 // 20
+        # What the other one held in reserve when the limit was exceeded: a twentieth of it.
+        assert beyond <= 100 // 20 // 2
+        assert used > 90
+        clock.advance(1300)
+        assert await limiters[0].acquire(False, "alice", 2) == 0.0
+
+    async def test_a_cost_that_redis_did_not_hear_of_is_told_when_it_answers(self) -> None:
+        counts = CountsInMemory()
+        limiter = RateLimiter("v", RateLimit("address", 40, 600), counts, replicas=1)
+        assert await limiter.acquire(False, "alice", 1) == 0.0
+        counts.away = True
+        limiter.charge(20, "alice", asyncio.get_running_loop().time())
+        await limiter.settle()
+        counts.away = False
+        assert await limiter.acquire(False, "alice", 1) == 0.0
+        assert counts.used() >= 22
+
+    async def test_a_cost_that_was_reported_late_holds_on_every_replica(self, redis_url: str) -> None:
+        async with states(redis_url) as (one, other, client):
+            assert await one.take("v", 20, 60, 4) == 0
+            # The call of the first one has used all that was left, and more.
+            assert await one.charge("v", 60, 30)
+            for state in (one, other):
+                wait = await state.take("v", 20, 60, 1)
+                assert wait is not None
+                assert 60 < wait <= 120
+            await client.flushall()
+            assert await one.take("v", 20, 60, 1) != 0, "it knows what it has used"
 
     async def test_what_was_used_long_ago_without_redis_is_not_counted_when_redis_is_back(
         self, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exchange_service.authoring.evidence import UNCHECKED, TypeCheck, check_types, gather_evidence
 from exchange_service.authoring.quality import Report, judge
-from exchange_service.authoring.quality_file import NAME, quality_text, read_statements
+from exchange_service.authoring.quality_file import NAME, quality_text, read_not_passed, read_statements
 from exchange_service.authoring.suite_results import SuiteResults, run_suite
 from exchange_service.testing.projects import PluginProject
 
@@ -23,9 +23,11 @@ async def check_project(project: PluginProject) -> Report:
 
 
 async def judge_as_passed(project: PluginProject, collected: SuiteResults) -> Report:
-    """The report if each collected test passes and the types are right, without running either."""
+    """The report if each collected test passes, but for those that the report so far names, and the types are right;
+    without running either. Raises QualityFileBroken."""
     tests = tuple(test for test in collected.tests if test.plugin in ("", project.point.module))
-    evidence = await gather_evidence(project, replace(collected, tests=tests).as_passed(), TypeCheck(True))
+    results = replace(collected, tests=tests).as_passed(read_not_passed(quality_path(project)))
+    evidence = await gather_evidence(project, results, TypeCheck(True))
     return judge(evidence, read_statements(quality_path(project)))
 
 

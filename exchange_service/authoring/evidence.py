@@ -42,7 +42,7 @@ class SimulatorEvidence:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A Python file of the plugin's package: its path from the project's folder, its text, and its syntax tree."""
+    """A Python file of the plugin's package: its path, which begins with the package, its text and its syntax tree."""
 
     path: str
     text: str
@@ -126,7 +126,7 @@ class Evidence:
         if self.package is None:
             return ()
         files = sorted(self.package.rglob("*.py")) if self.package.is_dir() else [self.package]
-        return tuple(_read_sources(files, self.folder or self.package.parent))
+        return tuple(_read_sources(files, self.package.parent))
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import binascii
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -62,7 +62,7 @@ class Secrets:
         return text in self._texts
 
     def add(self, name: str, text: str) -> None:
-        """Hold one more; an empty one is none."""
+        """Hold one more; an empty text is left out."""
         for part in _parts(text):
             if part not in self._texts:
                 self._texts[part] = name
@@ -95,10 +95,15 @@ class Secrets:
         """The text without the secrets."""
         if not self._texts:
             return text
-        hidden = self._pattern.sub(self._mark, text) if self._pattern is not None else text
-        if self._cores is not None:
-            hidden = _without_runs(hidden, self._cores, self._mark)
+        hidden = self.replaced_in(text, lambda _: self._mark)
         return hidden if not self.found_in(hidden) else self._mark
+
+    def replaced_in(self, text: str, make: Callable[[str], str]) -> str:
+        """The text with what `make` makes of each spelling of a secret in its place. A secret in an encoding that is
+        not known here stays: `found_in` tells."""
+        if self._pattern is not None:
+            text = self._pattern.sub(lambda match: make(match[0]), text)
+        return text if self._cores is None else _without_runs(text, self._cores, make)
 
     @cached_property
     def _mark(self) -> str:
@@ -168,8 +173,8 @@ def _base64_cores(text: str) -> Iterator[str]:
             yield core.translate(str.maketrans("+/", "-_"))
 
 
-def _without_runs(text: str, cores: re.Pattern[str], mark: str) -> str:
-    """The text without the runs of Base64 that one of these is a part of."""
+def _without_runs(text: str, cores: re.Pattern[str], make: Callable[[str], str]) -> str:
+    """The text with what `make` makes of each run of Base64 that one of these is a part of."""
     parts, done = [], 0
     for match in cores.finditer(text):
         begin, end = match.span()
@@ -179,7 +184,7 @@ def _without_runs(text: str, cores: re.Pattern[str], mark: str) -> str:
             begin -= 1
         while end < len(text) and _OF_BASE64.match(text[end]):
             end += 1
-        parts += [text[done:begin], mark]
+        parts += [text[done:begin], make(text[begin:end])]
         done = end
     return "".join((*parts, text[done:]))
 

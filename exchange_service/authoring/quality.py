@@ -33,6 +33,7 @@ _SECRETS = (
 )
 _FIGURES = ("test_a_figure_that_is_no_number_is_never_believed",)
 _BALANCE = ("test_a_good_credential_gives_a_balance",)
+_OUTCOMES = {"failed": "fails", "skipped": "is skipped", "not run": "does not run"}
 _DEADLINES = ("test_it_ends_with_its_deadline",)
 
 
@@ -59,10 +60,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """One thing that is missing: `word` is what an author's statement has to name, empty if any will do."""
+    """One thing that is missing: `word` is what an author's statement has to name, empty if any will do.
+
+    `excusable` is false for what no statement can put right, such as a test that fails.
+    """
 
     text: str
     word: str = ""
+    excusable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +129,8 @@ class Finding:
 class Report:
     """How a plugin keeps the rules.
 
-    `unproven` counts its facts that are only guesses, `seen_live` says whether an answer of the real venue is among its
-    recordings; neither decides on the tier.
+    `unproven` counts the facts and the statements that are only guesses. `seen_live` says whether an answer of the real
+    venue is among the recordings. Neither decides on the tier.
     """
 
     name: str
@@ -133,6 +138,8 @@ class Report:
     findings: tuple[Finding, ...]
     unproven: int
     seen_live: str
+    # The tests of the contract that were skipped or failed: exchange, name and outcome.
+    not_passed: tuple[str, ...] = ()
 
     @property
     def tier(self) -> Tier:
@@ -154,7 +161,11 @@ def judge(evidence: Evidence, statements: Mapping[str, Statement]) -> Report:
     """Judge a plugin by every rule, with its author's statements by the names of rules."""
     findings = tuple(_judge_rule(rule, evidence, statements.get(rule.name, Statement())) for rule in RULES)
     info = evidence.project.info
-    return Report(info.name, info.version, findings, count_unproven(evidence), _seen_live(evidence))
+    guesses = [found for found in findings if found.status is Status.EXEMPT and not _is_proven(found.statement.witness)]
+    unproven = count_unproven(evidence) + len(guesses)
+    return Report(
+        info.name, info.version, findings, unproven, _seen_live(evidence), tuple(sorted(_not_passed(evidence)))
+    )
 
 
 def _judge_rule(rule: Rule, evidence: Evidence, statement: Statement) -> Finding:
@@ -174,6 +185,9 @@ def _statement_fault(rule: Rule, judged: Judgement, statement: Statement) -> str
     """Why an author's statement does not count; empty if it does."""
     if not rule.exemption:
         return f"the rule {rule.name} takes none. {rule.remedy}"
+    final = [lack.text for lack in judged.lacks if not lack.excusable]
+    if final:
+        return f"it cannot excuse that {final[0]}. {rule.remedy}"
     unnamed = [lack.word for lack in judged.lacks if lack.word not in statement.comment]
     if not statement.comment.strip() or unnamed:
         return f"write into its `comment` why {', '.join(unnamed) or 'it'} cannot be there."
@@ -194,17 +208,23 @@ def _unloaded(rule: Rule, evidence: Evidence) -> Judgement:
 def _loads(evidence: Evidence) -> Judgement:
     tests = _tests(ListingContract)
     lacks = [Lack(f"{fault}") for fault in evidence.results.errors]
-    lacks += [Lack(text) for test in tests for text in _failures(evidence, _listed(evidence), test)]
+    lacks += [lack for test in tests for lack in _missed(evidence, _listed(evidence), test)]
     return Judgement(f"{', '.join(_listed_names(evidence))}: the contract of a listing", tuple(lacks))
 
 
 def _manifest(evidence: Evidence) -> Judgement:
     lacks = []
     for name in ("instructions", "documentation_url", "credential_url", "asset_types", "market_hours"):
-        without = [item.id for item in evidence.served if not getattr(item, name).strip()]
+        # No page makes a key where none is needed.
+        asked = [item for item in evidence.served if name != "credential_url" or _needs_secret(item)]
+        without = [item.id for item in asked if not getattr(item, name).strip()]
         if without:
             lacks.append(Lack(f"{name} of {_count(without)}", name))
     return Judgement("instructions, documentation_url, credential_url", tuple(lacks))
+
+
+def _needs_secret(listing: ExchangeMetadata) -> bool:
+    return any(field.required and field.secret for field in listing.credential_fields)
 
 
 def _balance(evidence: Evidence) -> Judgement:
@@ -217,7 +237,7 @@ def _balance(evidence: Evidence) -> Judgement:
 
 def _amounts(evidence: Evidence) -> Judgement:
     lacks = [
-        Lack(f"{source.path}:{call.lineno} makes a Decimal from a float")
+        Lack(f"{source.path}:{call.lineno} makes a Decimal from a float", excusable=False)
         for source in evidence.sources
         for call in source.calls()
         if not source.of_simulator and _is_decimal_of_float(call)
@@ -285,10 +305,10 @@ def _whole_suite(evidence: Evidence) -> Judgement:
     lacks = []
     for listing in evidence.tried:
         tests = [test for test in _tests(PluginContract, all_of_it=True) if _applies(test, listing)]
-        missing = [test for test in tests if evidence.results.outcome(listing.id, test) != "passed"]
-        lacks += [Lack(f"{listing.id}: {_outcome(evidence, listing.id, test)}", test) for test in missing]
-        replaced = [test for test in evidence.results.replaced(listing.id) if test not in missing]
-        lacks += [Lack(f"{listing.id}: {test} is replaced by a test of its own", test) for test in replaced]
+        missed = [lack for test in tests for lack in _missed(evidence, [listing], test)]
+        replaced = set(evidence.results.replaced(listing.id)) - {lack.word for lack in missed}
+        lacks += missed
+        lacks += [Lack(f"{listing.id}: {test} is replaced by a test of its own", test) for test in sorted(replaced)]
     if not evidence.tried and evidence.served:
         lacks.append(Lack("no listing is tried with a simulator"))
     return Judgement(f"{_count([item.id for item in evidence.tried])}: every test, as the suite has it", tuple(lacks))
@@ -446,7 +466,7 @@ def _push(evidence: Evidence) -> Judgement:
     lacks = [Lack(f"a push of {_count(polled)}", _word(polled))] if polled else []
     tried = [listing for listing in pushing if listing in evidence.tried]
     tests = _tests(PushContract)
-    lacks += [Lack(text, test) for test in tests for text in _failures(evidence, tried, test)]
+    lacks += [lack for test in tests for lack in _missed(evidence, tried, test)]
     return Judgement(f"{_count([item.id for item in tried])}: the contract of pushes", tuple(lacks))
 
 
@@ -509,6 +529,7 @@ RULES: tuple[Rule, ...] = (
         "Amounts keep every digit, and what is no number is never believed.",
         "Read amounts by `amount` and `required_amount`, and never by way of a float.",
         _amounts,
+        "by which tests of its own this is tried, where the suite skips its test",
     ),
     Rule(
         "errors",
@@ -552,6 +573,7 @@ RULES: tuple[Rule, ...] = (
         "A malformed, truncated or foreign answer never becomes a balance.",
         "Read each value by a function of plugin_api, which raises VenueMalformed.",
         _malformed,
+        "by which tests of its own this is tried, where the suite skips its test",
     ),
     Rule(
         "safety",
@@ -566,7 +588,7 @@ RULES: tuple[Rule, ...] = (
         "Every test of the contract suite passes, and none is skipped or replaced.",
         "Run the suite, and mend what fails.",
         _whole_suite,
-        "what the venue answers otherwise than the test assumes",
+        "why a test is skipped or replaced",
     ),
     Rule(
         "tests",
@@ -694,12 +716,17 @@ def count_unproven(evidence: Evidence) -> int:
     witnesses: list[Witness | str | None] = list(evidence.payloads.values())
     witnesses += [witness for source in evidence.sources for _, witness in witness_comments(source)]
     witnesses += [witness for played in evidence.simulators.values() for witness in played.witnesses.values()]
-    return sum(not isinstance(witness, Witness) or not witness.proven for witness in witnesses)
+    return sum(not _is_proven(witness) for witness in witnesses)
+
+
+def _is_proven(witness: Witness | str | None) -> bool:
+    return isinstance(witness, Witness) and witness.proven
 
 
 def _seen_live(evidence: Evidence) -> str:
-    """Whether an answer of the real venue, or of its sandbox, was recorded by the plugin's author."""
-    return "no"
+    """Where an answer of the real venue was recorded, and when: its host, environment and day; else "no"."""
+    witnesses = [witness for witness in evidence.payloads.values() if isinstance(witness, Witness)]
+    return next((witness.source for witness in reversed(witnesses) if witness.kind == "recorded"), "no")
 
 
 def _needs_folder() -> Judgement:
@@ -731,22 +758,26 @@ def _passed(evidence: Evidence, tests: Sequence[str]) -> Judgement:
     """Whether these tests passed for each listing that has a simulator."""
     if not evidence.tried and evidence.served:
         return Judgement("", (Lack("no listing is tried with a simulator"),))
-    lacks = [Lack(text, test) for test in tests for text in _failures(evidence, evidence.tried, test)]
+    lacks = [lack for test in tests for lack in _missed(evidence, evidence.tried, test)]
     names = ", ".join(tests) if len(tests) == 1 else f"{len(tests)} tests of the suite"
     return Judgement(f"{_count([item.id for item in evidence.tried])}: {names}", tuple(lacks))
 
 
-def _failures(evidence: Evidence, listings: Iterable[ExchangeMetadata], test: str) -> list[str]:
-    return [
-        f"{listing.id}: {_outcome(evidence, listing.id, test)}"
-        for listing in listings
-        if evidence.results.outcome(listing.id, test) != "passed"
-    ]
+def _missed(evidence: Evidence, listings: Iterable[ExchangeMetadata], test: str) -> list[Lack]:
+    """For each of these listings with which the test did not pass: what became of it."""
+    lacks = []
+    for listing in listings:
+        outcome = evidence.results.outcome(listing.id, test)
+        if outcome != "passed":
+            lacks.append(Lack(f"{listing.id}: {test} {_OUTCOMES[outcome]}", test, outcome == "skipped"))
+    return lacks
 
 
-def _outcome(evidence: Evidence, exchange_id: str, test: str) -> str:
-    words = {"failed": "fails", "skipped": "is skipped", "not run": "does not run"}
-    return f"{test} {words[evidence.results.outcome(exchange_id, test)]}"
+def _not_passed(evidence: Evidence) -> Iterator[str]:
+    for exchange_id, name in dict.fromkeys((test.exchange, test.name) for test in evidence.results.tests):
+        outcome = evidence.results.outcome(exchange_id, name)
+        if exchange_id and outcome != "passed":
+            yield f"{exchange_id} {name} {outcome}"
 
 
 def _count(ids: Sequence[str]) -> str:

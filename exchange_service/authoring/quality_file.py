@@ -35,6 +35,11 @@ def read_statements(path: Path) -> dict[str, Statement]:
     return {name: _read_statement(name, table) for name, table in rules.items()}
 
 
+def read_not_passed(path: Path) -> list[str]:
+    """The tests of the contract that did not pass when the file was written; none if there is no such file."""
+    return [str(text) for text in read_quality(path).get("not_passed", [])] if path.is_file() else []
+
+
 def read_quality(path: Path) -> dict[str, Any]:
     """The content of the file. Raises QualityFileBroken if it is not TOML."""
     try:
@@ -57,6 +62,8 @@ def quality_text(report: Report) -> str:
     """The file: the same for the same plugin, on every machine and at every time."""
     head = [f"tier = {_text(report.tier)}", f"unproven_facts = {report.unproven}"]
     head.append(f"seen_live = {_text(report.seen_live)}")
+    lines = "".join(f"    {_text(test)},\n" for test in report.not_passed)
+    head.append(f"not_passed = [\n{lines}]" if lines else "not_passed = []")
     tables = ["\n".join(_table(found)) for found in report.findings]
     return "\n\n".join([_HEAD + "\n" + "\n".join(head), *tables]) + "\n"
 

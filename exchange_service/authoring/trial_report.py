@@ -106,6 +106,9 @@ def _budget(trial: Trial) -> dict[str, Any]:
             for window, (used, delay) in sorted(reports.usage.items())
         ],
         "reported_cooldown": reports.cooldown,
+        "reported_costs": [
+            {"window_seconds": window or None, "units": units} for window, units in sorted(reports.costs.items())
+        ],
     }
 
 

@@ -122,9 +122,12 @@ class Trial:
     environment: str
     masker: Masker
     credential: Credential
-    # "the simulator OandaSimulator", "http://...", or "the real venue".
+    # "the simulator OandaSimulator, ...", "the address http://...", or "the real venue".
     where: str
     files: AuthorsFiles
+    live: bool = False
+    # The simulator's class; empty for an address or the real venue.
+    simulator: str = ""
     requests: list[SeenRequest] = field(default_factory=list)
     began: float = 0.0
     seconds: float = 0.0
@@ -142,6 +145,13 @@ class Trial:
     # What is still open after the account's session was closed: names of tasks, and texts of warnings.
     left_tasks: list[str] = field(default_factory=list)
     left_open: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """What answered, without its address."""
+        if self.live:
+            return "the real venue"
+        return self.simulator or "an address in the venue's place"
 
 
 def load_project(project: PluginProject) -> LoadedProject:
@@ -247,7 +257,8 @@ async def try_plugin(
     account, listing = registry.account(_USER, listing.metadata.id, wish.environment, wish.account_type)
     environment = venue_environment(listing.metadata, account, credential).name
     masker = Masker(credential_texts(credential, listing.metadata)[0])
-    trial = Trial(listing, account, environment, masker, credential, where, loaded.files)
+    simulator = type(venue).__name__ if venue is not None else ""
+    trial = Trial(listing, account, environment, masker, credential, where, loaded.files, wish.live, simulator)
     tap = HttpTap()
     trial.requests = tap.requests
     with _overhearing() as overheard, warnings.catch_warnings(record=True) as warned, LoopWatch(loaded.files) as watch:

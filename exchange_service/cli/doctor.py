@@ -140,8 +140,13 @@ def _check_open_files() -> list[Finding]:
 
 def _check_plugins(registry: Registry) -> list[Finding]:
     findings = [
-        Finding(Severity.WARNING if item.notice else Severity.ERROR, f"plugin {item.plugin.name}", item.reason)
+        Finding(Severity.WARNING if item.notice else Severity.ERROR, f"plugin {item.plugin.name}", item.for_operators)
         for item in registry.problems
+    ]
+    findings += [
+        Finding(Severity.WELL, f"plugin {plugin.info.name}", f"runs on {runs_on.command}: {runs_on.described}.")
+        for plugin in registry.plugins
+        if (runs_on := plugin.interpreter) is not None
     ]
     pushing = sum(listing.metadata.capabilities.push for listing in registry.listings.values())
     text = f"{len(registry.plugins)} loaded, serving {len(registry.listings)} exchanges, of which {pushing} push."
@@ -165,7 +170,8 @@ def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
     if weak:
         text = f"{text[:-1]}. Code of others runs there as this user; docs/security.md says what it can reach."
     findings = [Finding(Severity.WARNING if weak else Severity.WELL, subject, text)]
-    for name, path in sandbox.secret_files(settings):
+    interpreters = [plugin.interpreter for plugin in registry.plugins if plugin.interpreter is not None]
+    for name, path in sandbox.secret_files(settings, interpreters):
         text = f"{name} ({path}) lies in a folder of modules, which plugins' processes may read: move it elsewhere."
         findings.append(Finding(Severity.WARNING, subject, text))
     return findings

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -16,6 +17,7 @@ from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, f
 
 if TYPE_CHECKING:
     # Imports the plugins' libraries, which other commands do not need.
+    from exchange_service.authoring.recording import Written
     from exchange_service.authoring.trying import LoadedProject, Trial, Wish
     from exchange_service.model import Credential
     from exchange_service.venues.registry import Listing
@@ -37,6 +39,10 @@ def try_plugin(
     timeout: Annotated[float, typer.Option(min=0.1, max=120, help="Seconds for the call.")] = 8.0,
     watch: Annotated[float, typer.Option(min=0, max=3600, help="Then follow its pushes for so many seconds.")] = 0.0,
     check_credential: Annotated[bool, typer.Option("--check-credential", help="Then ask what the key may do.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep the answers in this new folder, with secrets, ids and amounts replaced.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the recording that is there.")] = False,
     lines: Annotated[int, typer.Option(min=0, help="Lines that are shown of each body; 0: all.")] = 20,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -72,10 +78,21 @@ def try_plugin(
         watch,
         check_credential,
     )
-    run(_try(project, wish, lines, output), output)
+    if record is not None:
+        _check_target(record, force=force)
+    run(_try(project, wish, lines, output, record, force=force), output)
 
 
-async def _try(project: Any, wish: Wish, lines: int, output: Output) -> None:
+def _check_target(folder: Path, *, force: bool) -> None:
+    from exchange_service.authoring.recording import RecordingRefused, check_target
+
+    try:
+        check_target(folder, force=force)
+    except RecordingRefused as refused:
+        fail(str(refused), ExitCode.USAGE)
+
+
+async def _try(project: Any, wish: Wish, lines: int, output: Output, record: Path | None, *, force: bool) -> None:
     from exchange_service.authoring import trying
     from exchange_service.authoring.trial_report import describe_trial
     from exchange_service.observability.logs import configure_logging
@@ -93,9 +110,41 @@ async def _try(project: Any, wish: Wish, lines: int, output: Output) -> None:
     except trying.CannotTry as missing:
         fail(str(missing), ExitCode.MISSING)
     report = describe_trial(loaded, trial, lines=lines)
+    written, refusal = None, ""
+    if record is not None:
+        written, refusal = _record(trial, record, force=force)
+        report["recording"] = _describe_recording(written, refusal)
     _show(trial, report, output)
+    if refusal and output is not Output.TABLE:
+        messages.print(f"[bold red]error:[/] {plain(refusal)}", soft_wrap=True)
     if trial.error is not None:
         raise typer.Exit(exit_code(trial.error))
+    if refusal:
+        raise typer.Exit(ExitCode.ACT)
+
+
+def _record(trial: Trial, folder: Path, *, force: bool) -> tuple[Written | None, str]:
+    """What was written, or why nothing was."""
+    from exchange_service.authoring.recording import RecordingRefused, write_recording
+
+    try:
+        return write_recording(trial, folder, force=force), ""
+    except RecordingRefused as refused:
+        return None, str(refused)
+    except OSError as error:
+        return None, f"The recording cannot be written into {folder}: {error.strerror}."
+
+
+def _describe_recording(written: Written | None, refusal: str) -> dict[str, Any]:
+    if written is None:
+        return {"refused": refusal}
+    return {
+        "folder": str(written.folder),
+        "files": list(written.files),
+        "replaced": [{"field": item.place, "kind": str(item.kind), "count": item.count} for item in written.replaced],
+        "kept": list(written.kept),
+        "notes": list(written.notes),
+    }
 
 
 async def _trial(stack: AsyncExitStack, loaded: LoadedProject, listing: Listing, wish: Wish) -> Trial:
@@ -258,6 +307,9 @@ def _budget_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "the listing names no limits"
     for usage in budget["reported_usage"]:
         yield f"reported: {usage['used']} used in {usage['window_seconds']} s, reset in {usage['resets_after']:g} s"
+    for cost in budget["reported_costs"]:
+        window = f" of the limit of {cost['window_seconds']} s" if cost["window_seconds"] else ""
+        yield f"reported: {cost['units']} units{window} were really used"
     if budget["reported_cooldown"]:
         yield f"reported: no requests for {budget['reported_cooldown']:g} s"
 
@@ -279,6 +331,24 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
         yield from (plain(line) for line in report["traceback"])
     for notice in report["notices"]:
         yield f"[yellow]notice:[/] {plain(notice)}"
+    if "recording" in report:
+        yield ""
+        yield from _recording_lines(report["recording"])
+
+
+def _recording_lines(recording: Mapping[str, Any]) -> Iterator[str]:
+    if "refused" in recording:
+        yield f"[bold red]not recorded:[/] {plain(recording['refused'])}"
+        return
+    count = len(recording["files"])
+    yield f"[bold]recorded[/] {count} answer{'' if count == 1 else 's'} in {plain(recording['folder'])}; replaced were:"
+    for item in recording["replaced"]:
+        yield f"   {item['kind']:<6}  {item['count']:>4}×  {plain(item['field'])}"
+    if recording["kept"]:
+        yield f"kept as they are: {plain(', '.join(recording['kept']))}"
+        yield "Read the files before you commit them: only you know what else names somebody."
+    for note in recording["notes"]:
+        yield f"[yellow]notice:[/] {plain(note)}"
 
 
 def add_to(group: typer.Typer) -> None:

@@ -57,6 +57,10 @@ def _show(reply: plugin_service_pb2.ListPluginsResponse, output: Output) -> None
         for held_to in sorted({status.sandbox for status in reply.plugins if status.sandbox}):
             messages.print(f"Plugins' own processes are kept to: {plain(held_to)}.", soft_wrap=True)
         for status in reply.plugins:
+            if status.interpreter:
+                versions = plain(", ".join((f"Python {status.python_version}", *status.libraries)))
+                text = f"{plain(status.plugin.name)} runs on {plain(status.interpreter)}: {versions}."
+                messages.print(text, soft_wrap=True)
             for process in status.processes:
                 if process.last_end:
                     messages.print(
@@ -95,6 +99,9 @@ def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
         "with_pushes": status.push_exchange_count,
         "own_process": status.own_process,
         "sandbox": status.sandbox,
+        "interpreter": status.interpreter,
+        "python": status.python_version,
+        "libraries": list(status.libraries),
         "processes": [tables.as_dict(process) for process in status.processes],
     }
 

@@ -17,7 +17,7 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError
 from exchange_service.model import Account, Credential, KeyRights
 from exchange_service.plugin_host.connection import CallFailed
-from exchange_service.plugin_host.launch import MEBIBYTE, ProcessPolicy
+from exchange_service.plugin_host.launch import MEBIBYTE, OWN_MEMORY, THIRD_PARTY_MEMORY, ProcessPolicy
 from exchange_service.plugin_host.methods import code_name
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
@@ -71,10 +71,6 @@ class ProcessSettings:
     outgoing_address: str = ""
 
 
-# MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for third-party ones.
-_MEMORY, _THIRD_PARTY_MEMORY = 2048, 512
-
-
 class PluginClients:
     """Reads accounts through plugins in processes of their own, and through the sessions `here` for the other plugins.
 
@@ -107,9 +103,16 @@ class PluginClients:
 
     def _supervisor(self, plugin: LoadedPlugin) -> Supervisor:
         name = plugin.info.name
-        default = _THIRD_PARTY_MEMORY if plugin.third_party else _MEMORY
+        default = THIRD_PARTY_MEMORY if plugin.third_party else OWN_MEMORY
         memory = self._settings.memory.get(name, default) * MEBIBYTE
-        policy = ProcessPolicy(name, plugin.info.distribution, memory, plugin.third_party, self._settings.sandbox)
+        policy = ProcessPolicy(
+            name,
+            plugin.info.distribution,
+            memory,
+            plugin.third_party,
+            confined=self._settings.sandbox,
+            interpreter=plugin.interpreter,
+        )
         # As the plugin's code gave it; a newer one that the plugin has given since is passed on to the process.
         loaded = manifest_digest(plugin.manifest)
 

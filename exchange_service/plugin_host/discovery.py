@@ -12,8 +12,10 @@ from importlib.metadata import EntryPoint
 import structlog
 
 from exchange_service.model import Manifest, PluginInfo
+from exchange_service.plugin_host.interpreters import InterpreterUnusable, PluginElsewhere, find_elsewhere
 from exchange_service.plugin_host.launch import (
     MEBIBYTE,
+    OWN_MEMORY,
     ProcessPolicy,
     StartFailed,
     third_party_manifest,
@@ -22,6 +24,7 @@ from exchange_service.plugin_host.launch import (
 from exchange_service.plugin_host.sandbox import own_ports, venue_ports
 from exchange_service.printable import printable
 from exchange_service.settings import Settings
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.loading import OURS, installed_plugins, is_recorded, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
 from exchange_service.venues.registry import (
@@ -92,8 +95,7 @@ def one_of_each_name(points: Sequence[EntryPoint]) -> tuple[list[EntryPoint], li
     for point in points:
         info, winner = plugin_info(point), plugin_info(chosen[point.name])
         if info != winner:
-            reason = f"The name {info.name!r} is {winner.distribution}'s; nothing of {info.distribution} is loaded."
-            left_out.append(PluginProblem(info, reason))
+            left_out.append(_taken(info, winner))
     return list(chosen.values()), left_out
 
 
@@ -119,13 +121,16 @@ def _separate(
 
 def reason_to_refuse(point: EntryPoint, settings: Settings) -> str:
     """Why none of an entry point's code is loaded, for the operator; empty if it may be."""
-    info = plugin_info(point)
+    return _reason_to_refuse(plugin_info(point), is_recorded(point), settings)
+
+
+def _reason_to_refuse(info: PluginInfo, recorded: bool, settings: Settings) -> str:
     if not _NAME.match(info.name) or not _NAME.match(info.distribution) or not _VERSION.match(info.version):
         return "Its name, distribution or version is missing, or has unusual characters, so nothing of it is loaded."
     ours = next((name for name in OURS if same_distribution(name, info.distribution)), info.distribution)
     if info.distribution != ours:
         return f"Its distribution calls itself {ours} in another spelling, so nothing of it is loaded. Uninstall it."
-    if not is_recorded(point):
+    if not recorded:
         return (
             f"Another record of {info.distribution} is installed, so nothing of this one is loaded. pip leaves one "
             "behind if it is interrupted: remove it, and install the distribution again."
@@ -140,33 +145,89 @@ def _place(info: PluginInfo, settings: Settings) -> Placement:
 
 def open_registry(settings: Settings) -> Registry:
     """Every installed plugin, as the settings place them."""
-    points, refused = _separate(installed_plugins(), lambda point: reason_to_refuse(point, settings))
+    elsewhere, problems = _choose_elsewhere(settings)
+    installed, replaced = _replace(installed_plugins(), elsewhere, settings)
+    points, refused = _separate(installed, lambda point: reason_to_refuse(point, settings))
     points, left_out = one_of_each_name(points)
-    left_out += refused
-    manifests = _Manifests(settings)
+    taken = {point.name: plugin_info(point) for point in points}
+    interpreters = {found.info: found.interpreter for name, found in elsewhere.items() if name not in taken}
+    problems += [_taken(elsewhere[name].info, info) for name, info in taken.items() if name in elsewhere]
+    manifests = _Manifests(settings, interpreters)
     return load_registry(
         points=points,
-        left_out=left_out,
+        left_out=[*left_out, *refused, *problems, *replaced],
         choices=settings.exchange_plugins,
         place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
+        elsewhere=interpreters,
     )
 
 
-class _Manifests:
-    """Reads the manifests of third-party plugins, each in a process that then ends."""
+def _choose_elsewhere(settings: Settings) -> tuple[dict[str, PluginElsewhere], list[PluginProblem]]:
+    """By name, the plugins that run on interpreters of their own, and why others of `plugin_interpreters` do not."""
+    chosen: dict[str, PluginElsewhere] = {}
+    problems = []
+    for name, found in find_elsewhere(settings.plugin_interpreters).items():
+        if isinstance(found, InterpreterUnusable):
+            problems.append(PluginProblem(_presumed(name), str(found), advice=found.advice))
+            continue
+        # As among those that are installed beside the service: ours first, then by the distribution's name.
+        for candidate in sorted(found, key=lambda item: (item.info.distribution not in OURS, item.info.distribution)):
+            if reason := _reason_to_refuse(candidate.info, candidate.recorded, settings):
+                problems.append(PluginProblem(candidate.info, reason))
+            elif name in chosen:
+                problems.append(_taken(candidate.info, chosen[name].info))
+            else:
+                chosen[name] = candidate
+    return chosen, problems
 
-    def __init__(self, settings: Settings) -> None:
+
+def _presumed(name: str) -> PluginInfo:
+    """A plugin that could not be found: if it has the name of one of ours, most likely that one."""
+    ours = next((known for known in OURS if same_distribution(known, f"exchange-service-{name}")), "")
+    return PluginInfo(name, "", ours)
+
+
+def _taken(loser: PluginInfo, winner: PluginInfo) -> PluginProblem:
+    reason = f"The name {loser.name!r} is {winner.distribution}'s; nothing of {loser.distribution} is loaded."
+    return PluginProblem(loser, reason)
+
+
+def _replace(
+    points: Sequence[EntryPoint], elsewhere: Mapping[str, PluginElsewhere], settings: Settings
+) -> tuple[list[EntryPoint], list[PluginProblem]]:
+    """The plugins of the service's own environment without those that an interpreter of their own has, and a notice of
+    each of these. None of the name of one of ours is replaced by a third-party one."""
+    kept, notices = [], []
+    for point in points:
+        info, found = plugin_info(point), elsewhere.get(point.name)
+        third_party = found is not None and found.info.distribution not in OURS
+        if point.name not in settings.plugin_interpreters or (third_party and info.distribution in OURS):
+            kept.append(point)
+        elif found is not None:
+            reason = (
+                f"It is installed beside the service too, in version {info.version}; version {found.info.version} in "
+                "the environment that plugin_interpreters names for it serves."
+            )
+            notices.append(PluginProblem(found.info, reason, notice=True))
+    return kept, notices
+
+
+class _Manifests:
+    """Reads the manifests of plugins whose code is not loaded here, each in a process that then ends."""
+
+    def __init__(self, settings: Settings, interpreters: Mapping[PluginInfo, Interpreter]) -> None:
         self._settings = settings
+        self._interpreters = interpreters
         # What each plugin gave last: its addresses say which ports its hook refresh_manifest may need.
         self._given: dict[PluginInfo, Manifest] = {}
 
-    def read(self, points: Sequence[EntryPoint]) -> Sequence[ManifestReply | PluginRejected]:
+    def read(self, plugins: Sequence[PluginInfo]) -> Sequence[ManifestReply | PluginRejected]:
         """The manifest of each plugin, or why it has no manifest."""
 
         async def read_all() -> Sequence[ManifestReply | PluginRejected]:
             turns = asyncio.Semaphore(_AT_ONCE)
-            return await asyncio.gather(*(self._read_one(plugin_info(point), turns) for point in points))
+            return await asyncio.gather(*(self._read_one(info, turns) for info in plugins))
 
         # In a thread: the caller may run in an event loop, which cannot run another one.
         with ThreadPoolExecutor(1, thread_name_prefix="manifests") as pool:
@@ -200,5 +261,14 @@ class _Manifests:
             return None
 
     def _policy(self, info: PluginInfo) -> ProcessPolicy:
-        confined = self._settings.plugin_sandbox
-        return ProcessPolicy(info.name, info.distribution, _MANIFEST_MEMORY, third_party=True, confined=confined)
+        third_party, settings = info.distribution not in OURS, self._settings
+        # Ours comes here only on an interpreter of its own, and may need as much there as it always may.
+        memory = _MANIFEST_MEMORY if third_party else settings.plugin_memory.get(info.name, OWN_MEMORY) * MEBIBYTE
+        return ProcessPolicy(
+            info.name,
+            info.distribution,
+            memory,
+            third_party,
+            confined=settings.plugin_sandbox,
+            interpreter=self._interpreters.get(info),
+        )

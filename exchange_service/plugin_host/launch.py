@@ -24,9 +24,11 @@ from exchange_service.plugin_host.arguments import REFRESH_MANIFEST, REFRESHES, 
 from exchange_service.plugin_host.child import ChildProcess, begin_in_thread, run_in_thread
 from exchange_service.printable import printable
 from exchange_service.socket_folder import make_socket_folder
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import LONGEST_MANIFEST, ManifestReply, read_manifest
 
 _REAPER = Path(__file__).with_name("reaper.py")
+_DESCRIBE = Path(__file__).with_name("describe_environment.py")
 _MAIN = "exchange_service.plugin_host.main"
 # What a plugin may know of the service's environment: paths, certificates, and how text and times are written.
 _HARMLESS = (
@@ -34,7 +36,10 @@ _HARMLESS = (
     *("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8"),
 )
 MEBIBYTE = 1024 * 1024
+# MiB, for our own plugins (CCXT with twenty exchanges' markets needs several hundred) and for third-party ones.
+OWN_MEMORY, THIRD_PARTY_MEMORY = 2048, 512
 _FOLDER = "exchange-service-plugin-"
+_DESCRIPTION_MEMORY = 512 * MEBIBYTE
 # Seconds that a third-party plugin has to give its manifest: at the start, and when it looks for a newer one.
 _MANIFEST_LIMIT = 10.0
 _REFRESH_LIMIT = 120.0
@@ -57,7 +62,7 @@ class ProcessPolicy:
     """How a plugin's processes are run. `memory`: bytes; a process that uses more is replaced.
 
     `third_party`: the plugin is not of this project, and its limits are closer. `confined`: see the setting
-    plugin_sandbox.
+    plugin_sandbox. `interpreter`: what runs it, if that is not the service's own.
     """
 
     name: str
@@ -65,6 +70,7 @@ class ProcessPolicy:
     memory: int
     third_party: bool
     confined: sandbox.Mode = "auto"
+    interpreter: Interpreter | None = None
 
     def limits(self) -> dict[str, int]:
         """The system's limits, by their names in `resource`."""
@@ -119,16 +125,34 @@ def prepare_launch(policy: ProcessPolicy, flag: str = "", *, ports: Iterable[int
             "plugin_sandbox=require needs a kernel that restricts files, network ports and signals (Linux 6.12). This "
             f"one: {sandbox.level('auto')}."
         )
+    folder, interpreter = make_socket_folder(_FOLDER, "socket"), policy.interpreter
+    # -P: the folder that it runs in holds no modules; -s: nor does its home.
+    python = [sys.executable, "-P"] if interpreter is None else [interpreter.command, "-P", "-s"]
+    main = [*python, "-m", _MAIN, policy.name, policy.distribution, flag or str(folder / "socket")]
+    reach = None if policy.confined == "off" else sandbox.reach(folder, ports, interpreter)
+    return _spec(folder, main, policy, reach, _environment(folder, elsewhere=interpreter is not None))
+
+
+def prepare_description(command: str, name: str) -> LaunchSpec:
+    """As `prepare_launch`, for the program that describes another environment and imports no plugin. It is not
+    confined: what it may read is what it is asked for."""
     folder = make_socket_folder(_FOLDER, "socket")
+    # -I: by none of the service's variables, and without a folder of the user's.
+    main = [command, "-I", str(_DESCRIBE), name]
+    policy = ProcessPolicy(name, "", _DESCRIPTION_MEMORY, third_party=True, confined="off")
+    return _spec(folder, main, policy, None, _environment(folder, elsewhere=True))
+
+
+def _spec(
+    folder: Path, main: list[str], policy: ProcessPolicy, reach: object, environment: dict[str, str]
+) -> LaunchSpec:
     token = secrets.token_hex(32)
-    # -P: the folder that it runs in holds no modules.
-    main = [sys.executable, "-P", "-m", _MAIN, policy.name, policy.distribution, flag or str(folder / "socket")]
     config = {"folder": str(folder), "command": main, "limits": policy.limits(), "nice": policy.nice, "token": token}
-    config["reach"] = None if policy.confined == "off" else sandbox.reach(folder, ports)
+    config["reach"] = reach
     return LaunchSpec(
         # Isolated, and without the installed packages: the reaper starts quickly and stays small.
         command=(sys.executable, "-I", "-S", str(_REAPER)),
-        environment=_environment(folder),
+        environment=environment,
         folder=folder,
         first_line=json.dumps(config).encode() + b"\n",
         token=token,
@@ -151,11 +175,15 @@ def _close_unwanted(preparing: Future[LaunchSpec]) -> None:
         preparing.result().close()
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, *, elsewhere: bool) -> dict[str, str]:
+    """The variables of a process; `elsewhere`: it runs in another environment than the service."""
     inherited = {name: os.environ[name] for name in _HARMLESS if name in os.environ}
-    # The same modules as here, wherever they were found.
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    paths = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": path}
+    paths = {"HOME": str(folder), "TMPDIR": str(folder)}
+    if elsewhere:
+        inherited.pop("VIRTUAL_ENV", None)
+    else:
+        # The same modules as here, wherever they were found.
+        paths["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     # A plugin may use gRPC, whose fork handlers now and then crash a plugin's child right after the fork.
     return {**inherited, **paths, "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
@@ -187,18 +215,28 @@ async def _request_manifest(
     """Run the main program with this flag; when this returns, or is cancelled, the process has ended."""
     spec = await prepare_in_thread(policy, flag, ports=ports)
     try:
+        data, status = await run_to_end(spec, limit)
+    except TimeoutError:
+        raise StartFailed(f"It did not give its manifest within {limit:g} seconds.") from None
+    # In a thread: a manifest may have half a megabyte.
+    return await run_in_thread(_parse_answer, data, status)
+
+
+async def run_to_end(spec: LaunchSpec, limit: float) -> tuple[bytes, int | None]:
+    """What the process wrote to standard output, and its exit status; None if it writes more than a manifest may have.
+
+    When this returns, or is cancelled, the process has ended, and its folder is gone. Raises OSError, and TimeoutError
+    after `limit` seconds.
+    """
+    try:
         process = await spec.spawn(stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(limit):
-                data, status = await _exchange(process, spec.first_line)
-        except TimeoutError:
-            raise StartFailed(f"It did not give its manifest within {limit:g} seconds.") from None
+                return await _exchange(process, spec.first_line)
         finally:
             await _end(process)
     finally:
         await run_in_thread(spec.close)
-    # In a thread: a manifest may have half a megabyte.
-    return await run_in_thread(_parse_answer, data, status)
 
 
 async def _exchange(process: ChildProcess, first_line: bytes) -> tuple[bytes, int | None]:

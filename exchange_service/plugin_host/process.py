@@ -17,6 +17,7 @@ from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
 from exchange_service.plugin_host.child import ChildProcess, run_in_thread
 from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
+from exchange_service.plugin_host.describe_environment import LIBRARY
 from exchange_service.plugin_host.launch import (
     LaunchSpec,
     PluginChanged,
@@ -169,7 +170,7 @@ class PluginProcess:
             raise StartFailed("Something other than its process answered.")
         # The installed code is newer or older than the code that runs here, and its words may mean something else.
         if reply.protocol_version != PROTOCOL:
-            raise PluginChanged(OTHER_VERSION)
+            raise PluginChanged(self._other_version(reply.protocol_version))
         if reply.problem:
             failure = PluginChanged if reply.changed else StartFailed
             raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))
@@ -177,6 +178,15 @@ class PluginProcess:
         # From here on no other process can connect to the socket, or be taken for this one.
         await run_in_thread(_remove_socket, self.spec)
         await self.measure_memory()
+
+    def _other_version(self, protocol: int) -> str:
+        """What is wrong if the process speaks another protocol; callers read it, so it names no path."""
+        if self.policy.interpreter is None:
+            return OTHER_VERSION
+        return (
+            f"Restart the service: another version of {LIBRARY} than when the service began is installed in the "
+            f"plugin's own environment. It speaks protocol {protocol}, and the service {PROTOCOL}."
+        )
 
     async def configure(self, config: ServeConfig) -> messages.ConfigureResponse:
         """Pass a newer manifest on. Raises CallFailed."""

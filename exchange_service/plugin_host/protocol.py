@@ -17,7 +17,7 @@ from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean.
-PROTOCOL = 7
+PROTOCOL = 8
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 # The limits of one call that are believed: far more than any venue has.
@@ -106,7 +106,7 @@ def write_reports(reports: VenueReports) -> messages.VenueReports:
         messages.LimitUsage(seconds=seconds, used=used, resets_after=resets_after)
         for seconds, (used, resets_after) in reports.usage.items()
     ]
-    return messages.VenueReports(usage=usage, cooldown=reports.cooldown)
+    return messages.VenueReports(usage=usage, cooldown=reports.cooldown, costs=reports.costs)
 
 
 def write_pushes(figures: Mapping[str, PushFigures]) -> list[messages.OpenPushes]:
@@ -136,6 +136,8 @@ def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
     usage = message.usage[:_MOST_LIMITS]
     into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in usage})
     into.cooldown = max(into.cooldown, message.cooldown)
+    for seconds, units in list(message.costs.items())[:_MOST_LIMITS]:
+        into.costs[seconds] = max(units, into.costs.get(seconds, 0))
 
 
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:

@@ -57,7 +57,9 @@ def list_installed(registry: Registry, sandbox: Mode = "auto") -> plugin_service
             _plugin_message(plugin, [item.metadata for item in listings if item.plugin is plugin], held_to)
             for plugin in registry.plugins
         ],
-        problems=[problem_message(problem.plugin, problem.reason, problem.notice) for problem in registry.problems],
+        problems=[
+            problem_message(problem.plugin, problem.for_operators, problem.notice) for problem in registry.problems
+        ],
     )
 
 
@@ -71,6 +73,9 @@ def _plugin_message(
         balance_exchange_count=sum(metadata.capabilities.balance for metadata in served),
         push_exchange_count=sum(metadata.capabilities.push for metadata in served),
         sandbox=held_to if plugin.own_process else "",
+        interpreter=plugin.interpreter.command if plugin.interpreter else "",
+        python_version=plugin.interpreter.python if plugin.interpreter else "",
+        libraries=plugin.interpreter.libraries if plugin.interpreter else (),
     )
 
 

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import ssl
+import platform
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import all_suffixes
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from exchange_service.model import Manifest
+from exchange_service.plugin_host.describe_environment import editable_projects, trusted_certificates
+from exchange_service.venues.interpreters import Interpreter
 
 if TYPE_CHECKING:
     # A process that only gives its manifest has no settings.
@@ -101,8 +101,9 @@ def level(mode: Mode) -> str:
     return f"{', '.join(filter(None, parts))} (Landlock ABI {abi})"
 
 
-def reach(folder: Path, ports: Iterable[int]) -> dict[str, list[Any]] | None:
-    """What the reaper hands to the kernel: all that a process may reach whose own folder this is.
+def reach(folder: Path, ports: Iterable[int], interpreter: Interpreter | None = None) -> dict[str, list[Any]] | None:
+    """What the reaper hands to the kernel: all that a process may reach whose own folder this is. `interpreter`: what
+    runs it, if that is not the service's own.
 
     None if the kernel can restrict nothing.
     """
@@ -111,9 +112,9 @@ def reach(folder: Path, ports: Iterable[int]) -> dict[str, list[Any]] | None:
         return None
     files = (1 << _FILE_RIGHTS.get(abi, _MOST_FILE_RIGHTS)) - 1
     read, write = (_READ_FILE | _READ_DIR | _EXECUTE, _READ_FILE | _EXECUTE), _READ_FILE | _WRITE_FILE
-    paths: list[list[Any]] = [[path, *read] for path in readable()]
+    paths: list[list[Any]] = [[path, *read] for path in readable(interpreter)]
     # Their names are searched for modules; what they hold is not read.
-    paths += [[path, _READ_DIR, 0] for path in searched()]
+    paths += [[path, _READ_DIR, 0] for path in searched(interpreter)]
     paths += [[path, 0, write] for path in ("/dev/null", "/dev/zero", "/dev/full")]
     paths.append([str(folder), files & ~(_EXECUTE | _MAKE_CHAR | _MAKE_BLOCK), 0])
     restricted, allowed = [files], []
@@ -192,15 +193,17 @@ def own_ports(settings: Settings) -> frozenset[int]:
     return frozenset(ports - {0})
 
 
-def secret_files(settings: Settings) -> list[tuple[str, Path]]:
-    """The settings whose file a plugin's process may read all the same, because of where it lies, with the file."""
+def secret_files(settings: Settings, interpreters: Iterable[Interpreter] = ()) -> list[tuple[str, Path]]:
+    """The settings whose file a plugin's process may read all the same, because of where it lies, with the file.
+    `interpreters`: those of plugins that run in environments of their own."""
     database = settings.database_url.partition(":///")[2] if settings.database_url.startswith("sqlite") else ""
     files = {
         "database_url": Path(database) if database else None,
         "keyset_file": settings.keyset_file,
         "tls_key": settings.tls_key,
     }
-    open_to_all = [Path(path).resolve() for path in readable()]
+    paths = (path for interpreter in (None, *interpreters) for path in readable(interpreter))
+    open_to_all = [Path(path).resolve() for path in paths]
     return [
         (name, file)
         for name, file in files.items()
@@ -208,40 +211,47 @@ def secret_files(settings: Settings) -> list[tuple[str, Path]]:
     ]
 
 
-def readable() -> tuple[str, ...]:
-    """The files and folders that every plugin's process may read."""
-    trusted = ssl.get_default_verify_paths()
+def readable(interpreter: Interpreter | None = None) -> tuple[str, ...]:
+    """The files and folders that plugins' processes on this interpreter may read; None: the service's."""
+    runs_on = interpreter or _own_interpreter()
     named = [os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    paths = [*_SYSTEM, *_SETTINGS, *named, *libraries, trusted.cafile, trusted.capath]
-    for prefix in {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}:
+    paths = [*_SYSTEM, *_SETTINGS, *named, *libraries, *runs_on.certificates]
+    for prefix in {*runs_on.prefixes, *runs_on.base_prefixes}:
         paths += [os.path.join(prefix, name) for name in _OF_INTERPRETER]
-    paths.append(os.path.realpath(sys.executable))
-    for folder in searched():
+    paths.append(os.path.realpath(runs_on.command))
+    for folder in searched(interpreter):
         paths += map(str, _modules(Path(folder)))
     return tuple(dict.fromkeys(path for path in paths if path))
 
 
-def searched() -> tuple[str, ...]:
+def searched(interpreter: Interpreter | None = None) -> tuple[str, ...]:
     """The folders outside of the interpreter's in which modules are searched for, editable projects among them."""
-    folders = [*sys.path, *_editable_projects()]
-    inside = tuple(os.path.join(prefix, "") for prefix in {sys.prefix, sys.base_prefix})
+    runs_on = interpreter or _own_interpreter()
+    inside = tuple(os.path.join(prefix, "") for prefix in {*runs_on.prefixes[:1], *runs_on.base_prefixes[:1]})
     installed = ("lib", "lib64")
     own = tuple(os.path.join(prefix, name, "") for prefix in inside for name in installed)
+    folders = (*runs_on.modules, *runs_on.projects)
     return tuple(dict.fromkeys(folder for folder in folders if folder and not f"{folder}/".startswith(own)))
+
+
+def _own_interpreter() -> Interpreter:
+    """The one that runs here."""
+    return Interpreter(
+        command=sys.executable,
+        python=platform.python_version(),
+        libraries=(),
+        prefixes=(sys.prefix, sys.exec_prefix),
+        base_prefixes=(sys.base_prefix, sys.base_exec_prefix),
+        modules=tuple(sys.path),
+        projects=_editable_projects(),
+        certificates=tuple(trusted_certificates()),
+    )
 
 
 @cache
 def _editable_projects() -> tuple[str, ...]:
-    """The folders of the projects that are installed in place, by their records."""
-    folders: list[str] = []
-    for distribution in distributions():
-        record = distribution.read_text("direct_url.json")
-        source = json.loads(record) if record else {}
-        if source.get("dir_info", {}).get("editable"):
-            folder = unquote(urlsplit(source.get("url", "")).path)
-            folders += (path for path in (folder, os.path.join(folder, "src")) if os.path.isdir(path))
-    return tuple(folders)
+    return tuple(editable_projects())
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

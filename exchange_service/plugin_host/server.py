@@ -132,7 +132,7 @@ class PluginServer:
             return messages.FetchBalanceResponse(balance=balance)
 
         reply: messages.FetchBalanceResponse = await self._answer(call, reports, fetch, messages.FetchBalanceResponse)
-        if reports.usage or reports.cooldown:
+        if reports.usage or reports.cooldown or reports.costs:
             reply.reports.CopyFrom(write_reports(reports))
         if reports.answered_at is not None:
             reply.answer_age = time.monotonic() - reports.answered_at

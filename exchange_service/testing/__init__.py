@@ -4,6 +4,7 @@ Nothing here imports pytest. The contract suite does, and is in `exchange_servic
 """
 
 from exchange_service.testing.calls import venue_call
+from exchange_service.testing.recordings import RecordedAnswer, RecordedVenue, Recording, recorded
 from exchange_service.testing.situations import bearer_token, json_object, show_situation
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
 
@@ -12,9 +13,13 @@ __all__ = [
     "DemoVenue",
     "Fault",
     "LoopbackVenue",
+    "RecordedAnswer",
     "RecordedRequest",
+    "RecordedVenue",
+    "Recording",
     "bearer_token",
     "json_object",
+    "recorded",
     "show_situation",
     "venue_call",
 ]

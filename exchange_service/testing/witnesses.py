@@ -25,6 +25,7 @@ KINDS = {
     "test data": "a captured answer in another project's tests, by repository and path",
     "report": "a public report, by repository and number or by its address",
     "standard": "a published standard, such as an RFC or an EIP",
+    "recorded": "the venue itself, by `plugins try --live --record`: its host, the environment and the day",
     "unproven": "a guess",
 }
 _COMMENT = "# witness:"

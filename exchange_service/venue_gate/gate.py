@@ -110,6 +110,8 @@ class _Passage:
     deadline: float
     # Asks the venue, once it may be asked.
     ask: Ask[Any]
+    # What this attempt has used of each limiter beyond its cost, by its place.
+    charged: dict[int, int] = field(default_factory=dict)
     attempt: int = 0
     short_waits: int = 0
     # Seconds that the venue took to fail; None if it was not asked.
@@ -170,6 +172,16 @@ class _Passage:
         key."""
         limits = self.metadata.limits
         return isinstance(error, VenueRateLimited) and bool(limits) and all(limit.scope == "key" for limit in limits)
+
+    def charge(self) -> None:
+        """Charge what the plugin says that this attempt has used beyond its costs, and what was not charged yet."""
+        costs = self.target.reports.costs
+        for place, (limiter, cost) in enumerate(self.limiters):
+            used = max(costs.get(0, 0), costs.get(limiter.limit.seconds, 0))
+            more = used - cost - self.charged.get(place, 0)
+            if more > 0:
+                limiter.charge(more, self.keys.account, _loop_time())
+                self.charged[place] = used - cost
 
     def observe_usage(self) -> None:
         """Let the rate limiters count what the plugin has reported."""
@@ -370,6 +382,9 @@ class Gated:
             passage.asked = self._outcomes.enter(passage.venue, passage.own, passage.keys.account)
         asked = passage.asked
         asked.error, asked.counts = None, False
+        # Each attempt takes permits, and reports its own cost.
+        passage.target.reports.costs.clear()
+        passage.charged.clear()
         passage.target.reports.on_report = partial(self._hold_reported, passage)
         try:
             answer = await passage.ask(passage.target, passage.deadline, passage.priority)
@@ -394,11 +409,15 @@ class Gated:
 
     def _hold_reported(self, passage: _Passage) -> None:
         """Act in this process at once on what the plugin has just reported: its call may go on for long."""
+        passage.charge()
         for _, error in passage.reported():
             self._cooldowns.hold(passage.keys.credential, error)
 
     async def _apply_reports(self, passage: _Passage) -> None:
         """Act on all replicas on what the plugin has reported, beside a balance or an error."""
+        passage.charge()
+        for limiter, _ in passage.limiters:
+            await limiter.settle()
         passage.observe_usage()
         for by_credential, error in passage.reported():
             await self._cooldowns.report(passage.keys, error, by_credential=by_credential)

@@ -37,6 +37,9 @@ class SharedRateLimits(Protocol):
         """Take `count` of the `allowed` in any `seconds`, and give back `unused` ones. Returns zero if that was done,
         the seconds until there may be as many if not, and None if Redis does not answer."""
 
+    async def charge(self, key: str, seconds: int, count: int) -> bool:
+        """Count `count` more, however many are left: they were used already. Whether Redis has counted them."""
+
 
 def until_room(
     previous: int, previous_left: float, current: int, current_left: float, *, room: int, seconds: int
@@ -142,6 +145,8 @@ class RateLimiter:
         # Permits given out without Redis, and when last: they are counted there as soon as it answers.
         self._owed = 0
         self._owed_at = 0.0
+        # Units that calls have used beyond their cost, and that Redis does not know of yet.
+        self._charged = 0
         # What other programs have used by the venue's count, until it counts from zero again: as the answers to two
         # accounts have said, the newest last.
         self._others: dict[str, tuple[int, float]] = {}
@@ -235,6 +240,37 @@ class RateLimiter:
             batch.left = cost + (batch.left if now < batch.ends else 0)
             batch.ends = now + self.limit.seconds / _BATCHES
 
+    def charge(self, units: int, account: str, now: float) -> None:
+        """Count what a call of the account has used beyond its cost. This process's later calls wait for it at once,
+        those of other replicas from the next `settle` on."""
+        self._window.add(units, now)
+        part = self._of_accounts.get(account) if self._of_accounts is not None else None
+        if part is not None:
+            part.add(units, now)
+        if self._shared is None:
+            return
+        # Redis counts the permits that this process has reserved already.
+        for batch in self._batches.values():
+            reserved = min(units, batch.left) if now < batch.ends else 0
+            batch.left -= reserved
+            units -= reserved
+        self._charged += units
+
+    async def settle(self) -> None:
+        """Let all replicas know what was charged."""
+        if self._shared is not None and self._charged:
+            async with self._asking:
+                await self._settle(self._shared)
+
+    async def _settle(self, shared: SharedRateLimits) -> None:
+        units = self._charged
+        if units:
+            now = asyncio.get_running_loop().time()
+            counted = now >= self._alone_until and await shared.charge(self.key, self.limit.seconds, units)
+            self._charged -= units
+            if not counted:
+                self._owed, self._owed_at = self._owed + units, now
+
     async def acquire(self, polling: bool, account: str, cost: int) -> float:
         """Take a balance's cost. Returns zero, or the seconds until it is worth trying again."""
         wait = await self._acquire(polling, account, cost)
@@ -262,6 +298,7 @@ class RateLimiter:
             return self._acquire_alone(polling, clock(), account, cost)
 
     async def _acquire_shared(self, shared: SharedRateLimits, polling: bool, now: float, cost: int) -> float | None:
+        await self._settle(shared)
         batch, allowed = self._batches[polling], self._allowed(polling, cost)
         wait = self._own_wait(allowed, now, cost)
         if wait:

@@ -43,12 +43,7 @@ class RedisSharedState:
 
         def decide(present: Opened | None, now: float) -> Replacement:
             nonlocal wait, taken
-            window = _read_window(seconds, present, now)
-            # What Redis counts of ours may be wrong: answers were lost, or Redis has lost its data. What was taken by a
-            # clock that is ahead of Redis's counts no more: another server may have taken over.
-            known = self._taken.get(key)
-            ahead = known is not None and known.is_ahead(now + AHEAD)
-            window.put(self._replica, None if ahead else known, now)
+            window = self._as_known(key, _read_window(seconds, present, now), now)
             window.give_back(self._replica, unused)
             wait = window.wait(count, allowed, now)
             if wait:
@@ -69,6 +64,32 @@ class RedisSharedState:
             return wait
         self._taken[key] = taken
         return 0.0
+
+    async def charge(self, key: str, seconds: int, count: int) -> bool:
+        """See SharedRateLimits."""
+        taken = Window(seconds)
+
+        def decide(present: Opened | None, now: float) -> Replacement:
+            nonlocal taken
+            window = self._as_known(key, _read_window(seconds, present, now), now)
+            taken = window.add(self._replica, count)
+            return window.pack(), min(2.0 * seconds, _LONGEST_KEPT)
+
+        try:
+            await self._sealed.update(f"venue-permits:{key}", decide)
+        except (Conflict, NoAnswer):
+            return False
+        self._taken[key] = taken
+        return True
+
+    def _as_known(self, key: str, window: SharedWindow, now: float) -> SharedWindow:
+        """The window with what this replica knows that it has taken."""
+        # What Redis counts of ours may be wrong: answers were lost, or Redis has lost its data. What was taken by a
+        # clock that is ahead of Redis's counts no more: another server may have taken over.
+        known = self._taken.get(key)
+        ahead = known is not None and known.is_ahead(now + AHEAD)
+        window.put(self._replica, None if ahead else known, now)
+        return window
 
     async def cooldowns(self, keys: Sequence[str]) -> list[tuple[str, str, float]]:
         """The keys that cool down, each with the reason and the seconds left; empty while Redis does not answer."""

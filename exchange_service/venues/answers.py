@@ -276,7 +276,10 @@ def shape_error(balance: Balance, metadata: ExchangeMetadata) -> str:
                 return f"an asset has a name of over {_LONGEST_NAME} characters"
             assets.add(row.identity)
         if len(assets) != len(account.assets):
-            return "an account has two rows for one asset and kind: write one, or tell them apart by venue_asset"
+            return (
+                "an account has two rows for one asset and kind: write one, or name the venue's own codes as "
+                "venue_asset, or their kinds as kind"
+            )
     if not isinstance(balance.summary, Summary | None):
         return 'its summary is of another type: write Summary("USD", total=...) or None'
     return ""

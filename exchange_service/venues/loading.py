@@ -23,6 +23,7 @@ from exchange_service.model import Manifest, PluginInfo
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_names
 from exchange_service.venues.hooks import WrongHooks, register_hooks
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
 
 # Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
@@ -44,7 +45,7 @@ class LoadedPlugin:
 
     `manager` is None if none of the plugin's code is loaded in this process. `own_process`: the plugin reads accounts
     in a process of its own. `third_party`: it does so, and is not made by this project. `refreshes`: it has the hook
-    refresh_manifest.
+    refresh_manifest. `interpreter`: what runs its process, if that is not the service's own.
     """
 
     info: PluginInfo
@@ -54,6 +55,7 @@ class LoadedPlugin:
     own_process: bool = False
     third_party: bool = False
     refreshes: bool = False
+    interpreter: Interpreter | None = None
 
     @property
     def ours(self) -> bool:

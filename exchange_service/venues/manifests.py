@@ -92,8 +92,12 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def manifest_digest(manifest: Manifest) -> bytes:
-    """The same for equal manifests, whichever process they are in."""
-    return hashlib.sha256(write_manifest(manifest)).digest()
+    """The same for equal manifests, whichever process they are in.
+
+    Without fields that have their default: another version of this project may lack one, and reads the manifest alike.
+    """
+    data = _manifest_adapter().dump_json(manifest, exclude_defaults=True, warnings="error")
+    return hashlib.sha256(data).digest()
 
 
 async def refreshed_manifest(plugin: str, refresh: Callable[[], Awaitable[object]]) -> Manifest | None:

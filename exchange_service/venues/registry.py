@@ -13,7 +13,9 @@ from importlib.metadata import EntryPoint
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
 from exchange_service.model import ALL_ACCOUNT_TYPES, SANDBOX, Account, ExchangeMetadata, Manifest, PluginInfo
 from exchange_service.plugin_kit.state import State
+from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.loading import (
+    OURS,
     LoadedPlugin,
     installed_plugins,
     load_entry_point,
@@ -32,11 +34,17 @@ _MOST_IDS = 8
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
     """Why a plugin, or one of its listings, is not served; a `notice` says what an operator should know of one that
-    is."""
+    is. `advice` is for operators alone: it may name paths of this machine."""
 
     plugin: PluginInfo
     reason: str
     notice: bool = False
+    advice: str = ""
+
+    @property
+    def for_operators(self) -> str:
+        """The reason, and what to do about it."""
+        return f"{self.reason} {self.advice}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,10 @@ class Placement(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ThirdPartyManifests:
-    """Reads the manifests of third-party plugins in other processes: `read` those of several plugins at once, in
-    their order, and `refresh` a newer one of one plugin, or None."""
+    """Reads the manifests of plugins whose code is not loaded here, in other processes: `read` those of several plugins
+    at once, in their order, and `refresh` a newer one of one plugin, or None."""
 
-    read: Callable[[Sequence[EntryPoint]], Sequence[ManifestReply | PluginRejected]]
+    read: Callable[[Sequence[PluginInfo]], Sequence[ManifestReply | PluginRejected]]
     refresh: Callable[[PluginInfo], Awaitable[Manifest | None]]
 
 
@@ -287,44 +295,59 @@ def load_registry(
     points: Iterable[EntryPoint] | None = None,
     place: Callable[[PluginInfo], Placement] = lambda _: Placement.IN_PROCESS,
     third_party: ThirdPartyManifests | None = None,
+    elsewhere: Mapping[PluginInfo, Interpreter] | None = None,
     left_out: Iterable[PluginProblem] = (),
 ) -> Registry:
     """Load the plugins of `points`, which are all installed ones by default.
 
     `choices`: by exchange id, the distribution that serves an id which two plugins claim. `place`: where each plugin
-    runs. `left_out`: the plugins that are not among `points`, with the reasons.
+    runs. `elsewhere`: further plugins, each with the interpreter that runs it; they are read as third-party ones are.
+    `left_out`: the plugins that are not among `points`, with the reasons.
     """
     plugins: list[LoadedPlugin] = []
     problems = list(left_out)
-    ordered = sorted(installed_plugins() if points is None else points, key=_load_order)
-    apart = [point for point in ordered if place(plugin_info(point)) is Placement.THIRD_PARTY]
+    elsewhere = elsewhere or {}
+    here = [(plugin_info(point), point) for point in (installed_plugins() if points is None else points)]
+    apart = [info for info, _ in here if place(info) is Placement.THIRD_PARTY] + list(elsewhere)
     replies = third_party.read(apart) if third_party and apart else ()
-    # By where it comes from: an entry point does not tell two distributions apart.
-    by_plugin = dict(zip(map(plugin_info, apart), replies, strict=False))
-    for point in ordered:
-        info = plugin_info(point)
+    by_plugin = dict(zip(apart, replies, strict=False))
+    for info, point in sorted([*here, *((info, None) for info in elsewhere)], key=_load_order):
         try:
-            plugins.append(_load_placed(point, place(info), by_plugin.get(info)))
+            if point is None or info in apart:
+                plugins.append(_load_apart(info, by_plugin.get(info), elsewhere.get(info)))
+            else:
+                plugins.append(_load_placed(point, place(info)))
         except PluginRejected as rejection:
-            problems.append(PluginProblem(info, str(rejection)))
+            advice = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
+            problems.append(PluginProblem(info, str(rejection), advice=advice))
     return Registry(plugins, problems, choices, third_party)
 
 
-def _load_placed(point: EntryPoint, placement: Placement, reply: ManifestReply | PluginRejected | None) -> LoadedPlugin:
-    info = plugin_info(point)
-    if placement is Placement.THIRD_PARTY:
-        if not isinstance(reply, ManifestReply):
-            raise reply or PluginRejected("Its manifest was not read.")
-        manifest = validate_manifest(reply.manifest)
-        return LoadedPlugin(
-            info, None, manifest, State(), own_process=True, third_party=True, refreshes=reply.refreshes
-        )
+def _load_apart(
+    info: PluginInfo, reply: ManifestReply | PluginRejected | None, interpreter: Interpreter | None
+) -> LoadedPlugin:
+    """A plugin whose code is loaded in other processes only."""
+    if not isinstance(reply, ManifestReply):
+        raise reply or PluginRejected("Its manifest was not read.")
+    return LoadedPlugin(
+        info,
+        None,
+        validate_manifest(reply.manifest),
+        State(),
+        own_process=True,
+        third_party=interpreter is None or info.distribution not in OURS,
+        refreshes=reply.refreshes,
+        interpreter=interpreter,
+    )
+
+
+def _load_placed(point: EntryPoint, placement: Placement) -> LoadedPlugin:
     if placement is Placement.REFUSED:
-        raise PluginRejected(f"{info.distribution} is not allowed, so none of its code is loaded.")
+        raise PluginRejected(f"{plugin_info(point).distribution} is not allowed, so none of its code is loaded.")
     plugin = load_entry_point(point)
     plugin.own_process = placement is Placement.OWN_PROCESS
     return plugin
 
 
-def _load_order(point: EntryPoint) -> tuple[str, str]:
-    return (point.name, plugin_info(point).distribution)
+def _load_order(plugin: tuple[PluginInfo, object]) -> tuple[str, str]:
+    return (plugin[0].name, plugin[0].distribution)

@@ -27,7 +27,7 @@ from exchange_service.v1 import exchange_service_pb2 as exchange__service_dot_v1
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1exchange_service/operator/v1/plugin_service.proto\x12\x1c\x65xchange_service.operator.v1\x1a\"exchange_service/v1/exchange.proto\x1a*exchange_service/v1/exchange_service.proto\x1a\x1egoogle/protobuf/duration.proto\"\x14\n\x12ListPluginsRequest\"\x88\x01\n\x13ListPluginsResponse\x12;\n\x07plugins\x18\x01 \x03(\x0b\x32*.exchange_service.operator.v1.PluginStatus\x12\x34\n\x08problems\x18\x02 \x03(\x0b\x32\".exchange_service.v1.PluginProblem\"\xf6\x01\n\x0cPluginStatus\x12+\n\x06plugin\x18\x01 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x13\n\x0bown_process\x18\x02 \x01(\x08\x12\x16\n\x0e\x65xchange_count\x18\x03 \x01(\x05\x12\x1e\n\x16\x62\x61lance_exchange_count\x18\x04 \x01(\x05\x12>\n\tprocesses\x18\x05 \x03(\x0b\x32+.exchange_service.operator.v1.PluginProcess\x12\x0f\n\x07sandbox\x18\x06 \x01(\t\x12\x1b\n\x13push_exchange_count\x18\x07 \x01(\x05\"\xce\x01\n\rPluginProcess\x12?\n\x05state\x18\x01 \x01(\x0e\x32\x30.exchange_service.operator.v1.PluginProcessState\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rrestart_count\x18\x05 \x01(\x05\x12\x10\n\x08last_end\x18\x06 \x01(\t*\xc0\x01\n\x12PluginProcessState\x12$\n PLUGIN_PROCESS_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PLUGIN_PROCESS_STATE_IDLE\x10\x01\x12!\n\x1dPLUGIN_PROCESS_STATE_STARTING\x10\x02\x12 \n\x1cPLUGIN_PROCESS_STATE_RUNNING\x10\x03\x12 \n\x1cPLUGIN_PROCESS_STATE_WAITING\x10\x04\x32\x83\x01\n\rPluginService\x12r\n\x0bListPlugins\x12\x30.exchange_service.operator.v1.ListPluginsRequest\x1a\x31.exchange_service.operator.v1.ListPluginsResponseBa\n\x1c\x65xchange_service.operator.v1P\x01Z?exchange-service/gen/go/exchange_service/operator/v1;operatorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1exchange_service/operator/v1/plugin_service.proto\x12\x1c\x65xchange_service.operator.v1\x1a\"exchange_service/v1/exchange.proto\x1a*exchange_service/v1/exchange_service.proto\x1a\x1egoogle/protobuf/duration.proto\"\x14\n\x12ListPluginsRequest\"\x88\x01\n\x13ListPluginsResponse\x12;\n\x07plugins\x18\x01 \x03(\x0b\x32*.exchange_service.operator.v1.PluginStatus\x12\x34\n\x08problems\x18\x02 \x03(\x0b\x32\".exchange_service.v1.PluginProblem\"\xb6\x02\n\x0cPluginStatus\x12+\n\x06plugin\x18\x01 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x13\n\x0bown_process\x18\x02 \x01(\x08\x12\x16\n\x0e\x65xchange_count\x18\x03 \x01(\x05\x12\x1e\n\x16\x62\x61lance_exchange_count\x18\x04 \x01(\x05\x12>\n\tprocesses\x18\x05 \x03(\x0b\x32+.exchange_service.operator.v1.PluginProcess\x12\x0f\n\x07sandbox\x18\x06 \x01(\t\x12\x1b\n\x13push_exchange_count\x18\x07 \x01(\x05\x12\x13\n\x0binterpreter\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\x12\x11\n\tlibraries\x18\n \x03(\t\"\xce\x01\n\rPluginProcess\x12?\n\x05state\x18\x01 \x01(\x0e\x32\x30.exchange_service.operator.v1.PluginProcessState\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rrestart_count\x18\x05 \x01(\x05\x12\x10\n\x08last_end\x18\x06 \x01(\t*\xc0\x01\n\x12PluginProcessState\x12$\n PLUGIN_PROCESS_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PLUGIN_PROCESS_STATE_IDLE\x10\x01\x12!\n\x1dPLUGIN_PROCESS_STATE_STARTING\x10\x02\x12 \n\x1cPLUGIN_PROCESS_STATE_RUNNING\x10\x03\x12 \n\x1cPLUGIN_PROCESS_STATE_WAITING\x10\x04\x32\x83\x01\n\rPluginService\x12r\n\x0bListPlugins\x12\x30.exchange_service.operator.v1.ListPluginsRequest\x1a\x31.exchange_service.operator.v1.ListPluginsResponseBa\n\x1c\x65xchange_service.operator.v1P\x01Z?exchange-service/gen/go/exchange_service/operator/v1;operatorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exchange_service.operator.v
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\034exchange_service.operator.v1P\001Z?exchange-service/gen/go/exchange_service/operator/v1;operatorv1'
-  _globals['_PLUGINPROCESSSTATE']._serialized_start=815
-  _globals['_PLUGINPROCESSSTATE']._serialized_end=1007
+  _globals['_PLUGINPROCESSSTATE']._serialized_start=879
+  _globals['_PLUGINPROCESSSTATE']._serialized_end=1071
   _globals['_LISTPLUGINSREQUEST']._serialized_start=195
   _globals['_LISTPLUGINSREQUEST']._serialized_end=215
   _globals['_LISTPLUGINSRESPONSE']._serialized_start=218
   _globals['_LISTPLUGINSRESPONSE']._serialized_end=354
   _globals['_PLUGINSTATUS']._serialized_start=357
-  _globals['_PLUGINSTATUS']._serialized_end=603
-  _globals['_PLUGINPROCESS']._serialized_start=606
-  _globals['_PLUGINPROCESS']._serialized_end=812
-  _globals['_PLUGINSERVICE']._serialized_start=1010
-  _globals['_PLUGINSERVICE']._serialized_end=1141
+  _globals['_PLUGINSTATUS']._serialized_end=667
+  _globals['_PLUGINPROCESS']._serialized_start=670
+  _globals['_PLUGINPROCESS']._serialized_end=876
+  _globals['_PLUGINSERVICE']._serialized_start=1074
+  _globals['_PLUGINSERVICE']._serialized_end=1205
 # @@protoc_insertion_point(module_scope)

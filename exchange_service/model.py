@@ -334,6 +334,27 @@ class ExchangeMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginSetting:
+    """One setting that the operator of a service gives a plugin, such as the id of an OAuth application.
+
+    A number is a whole one or a Decimal. A secret is a text without a default.
+    """
+
+    # The key of `call.settings`, and what the operator writes in plugin_settings.
+    name: str
+    # What it is, for the operator; for a number with its unit.
+    description: str
+    # Of what type the operator's value is.
+    type: Literal["text", "number", "boolean", "url"] = "text"
+    # Whether it comes to the plugin as a `Secret`.
+    secret: bool = False
+    # Whether the plugin needs a value of the operator.
+    required: bool = False
+    # What is used if the operator gives no value, in the same units as theirs; None: there is none.
+    default: str | bool | int | Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The exchanges that a plugin serves."""
 
@@ -344,6 +365,8 @@ class Manifest:
     # Sentences for the operator, which the list of plugins shows: for example that the catalogue is older than the
     # library.
     notes: tuple[str, ...] = ()
+    # What the operator can set for the plugin; a call has the values.
+    settings: tuple[PluginSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)

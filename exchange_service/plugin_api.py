@@ -19,6 +19,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import pluggy
@@ -62,6 +63,7 @@ from exchange_service.model import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PluginSetting,
     PushLimits,
     RateLimit,
     Secret,
@@ -132,6 +134,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PluginSetting",
     "PrivateKey",
     "PushLanguage",
     "PushLimits",
@@ -342,6 +345,14 @@ class VenueCall:
     plugin_state: State = field(repr=False)
     # Of this account alone, whatever account type is asked for.
     account_state: State = field(repr=False)
+    # Shared by the accounts whose stored credential has the same key and secrets at the venue's environment, whichever
+    # users they are of: for a sequence of nonces, or a login that a second one would end. It lives while one of them is
+    # in use. Other processes and replicas do not share it: what a venue wants of all of them together, such as rising
+    # nonces, has to come from the clock.
+    key_state: State = field(repr=False)
+    # What the operator has set for the plugin, by the names of the manifest's `settings`, defaults included: a text, a
+    # bool, an int or a Decimal, or a Secret. A setting without a value and without a default is absent.
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
     # What this call has reported of the venue's limits.

@@ -46,6 +46,12 @@ def _declarations(module: str) -> Iterator[str]:
             yield f"{name}: {item.annotation or 'Any'}"
 
 
+# The host, or the simulator's base class, makes these: plugins read them, so how they are made may change.
+_MADE_FOR_PLUGINS = frozenset(
+    {"VenueCall", "VenueReports", "Subscription", "RecordedRequest", "RecordedAnswer", "PushClient"}
+)
+
+
 def _class(name: str, item: Any) -> Iterator[str]:
     for decorator in item.decorators:
         yield f"@{decorator.value}"
@@ -54,7 +60,7 @@ def _class(name: str, item: Any) -> Iterator[str]:
     body = [_member(member) for member in members(item) if not member.name.startswith("test_")]
     # That of a dataclass is made by griffe from its fields.
     constructor = item.members.get("__init__")
-    if constructor is not None and not constructor.is_alias:
+    if constructor is not None and not constructor.is_alias and name not in _MADE_FOR_PLUGINS:
         body.insert(0, _function("__init__", constructor, "    "))
     yield from body or ["    ..."]
 

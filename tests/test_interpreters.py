@@ -177,6 +177,7 @@ class TestServing:
             assert (await read_report(running))["files"] == 4096
             assert not running.service.registry.find("guest").plugin.third_party
 
+    @pytest.mark.threat("T30")
     async def test_its_process_may_read_its_environment_and_not_the_services_projects(
         self, environment: PluginEnvironment, tmp_path: Path
     ) -> None:
@@ -217,6 +218,7 @@ class TestServing:
 
 
 class TestTrust:
+    @pytest.mark.threat("T11")
     def test_a_third_party_distribution_there_needs_to_be_allowed_as_anywhere(
         self, environment: PluginEnvironment, tmp_path: Path
     ) -> None:
@@ -226,6 +228,7 @@ class TestTrust:
         assert 'set allowed_plugins=["acme-guest"]' in problems_of(registry)[0].reason
         assert "guest" in open_registry(settings_for(tmp_path, **options, allowed_plugins=["acme-guest"])).listings
 
+    @pytest.mark.threat("T11")
     def test_a_third_party_distribution_there_does_not_take_the_name_of_one_of_ours(
         self, library: PluginEnvironment, tmp_path: Path
     ) -> None:
@@ -312,19 +315,19 @@ class TestTroubles:
         problem = self.problem(tmp_path, environment.python)
         assert problem.reason == "Its environment has no exchange-service-plugin."
         command = f"`{environment.python} -m pip install exchange-service-plugin=={__version__}`"
-        assert problem.advice == f"Run {command}, and restart the service."
+        assert problem.detail == f"Run {command}, and restart the service."
 
     def test_an_environment_whose_library_lacks_what_it_imports(self, tmp_path: Path) -> None:
         environment = PluginEnvironment(tmp_path / "broken")
         environment.record_library(environment.site)
         problem = self.problem(tmp_path, environment.python)
         assert problem.reason == f"exchange-service-plugin {__version__} cannot be imported in its environment."
-        assert "No module named 'exchange_service'" in problem.advice
+        assert "No module named 'exchange_service'" in problem.detail
 
     def test_an_environment_without_the_plugin(self, library: PluginEnvironment, tmp_path: Path) -> None:
         problem = self.problem(tmp_path, library.python)
         assert problem.reason == "Its environment has no plugin with the name guest."
-        assert f"{library.python} -m pip install" in problem.advice
+        assert f"{library.python} -m pip install" in problem.detail
 
     def test_another_protocol_names_both_versions_and_the_command(self, tmp_path: Path) -> None:
         environment = PluginEnvironment.with_copied_library(tmp_path / "newer", "9.9.0")
@@ -335,7 +338,7 @@ class TestTroubles:
             f"Its environment has exchange-service-plugin 9.9.0, which speaks protocol {PROTOCOL + 1}, and this "
             f"service, {__version__}, speaks {PROTOCOL}."
         )
-        assert f"{environment.python} -m pip install exchange-service-plugin=={__version__}" in problem.advice
+        assert f"{environment.python} -m pip install exchange-service-plugin=={__version__}" in problem.detail
 
     def test_another_version_with_the_same_protocol_serves(self, tmp_path: Path) -> None:
         environment = PluginEnvironment.with_copied_library(tmp_path / "newer", "9.9.0")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exchange_service_oanda.simulator import OandaSimulator
 
 # Building and installing takes a while on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -202,6 +203,26 @@ async def test_the_core_and_one_plugin_serve_without_ccxt(clean: Path, tmp_path:
         assert [entry["id"] for entry in listed] == ["oanda"]
         assert "SERVING" in await installed.call("health", "--address", address)
         await installed.call("balance", "-u", "nobody", "-e", "oanda", "--address", address, code=3)
+
+
+async def test_a_plugin_runs_in_the_other_environment_where_the_service_is_not_installed(
+    clean: Path, small: Path, tmp_path: Path
+) -> None:
+    installed = Installed(clean, tmp_path)
+    interpreter = str(small / "python")
+    installed.environment["EXCHANGE_SERVICE_PLUGIN_INTERPRETERS"] = json.dumps({"oanda": interpreter})
+    async with OandaSimulator() as venue:
+        installed.environment["EXCHANGE_SERVICE_VENUE_URLS"] = json.dumps({"oanda": venue.url})
+        row = json.dumps(venue.demo_credential("good"))
+        await installed.call("credentials", "add", "-u", "alice", "-e", "oanda", "--stdin", stdin=row)
+        async with installed.serving() as address:
+            of_alice = ("-u", "alice", "-e", "oanda", "-o", "json", "--address", address)
+            reply = json.loads(await installed.call("balance", *of_alice))
+            listed = json.loads(await installed.call("plugins", "-o", "json", "--address", address))
+    assert reply["balance"]["venue_accounts"]
+    (plugin,) = [item for item in listed["plugins"] if item["name"] == "oanda"]
+    assert (plugin["interpreter"], plugin["own_process"]) == (interpreter, True)
+    assert plugin["processes"][0]["process_id"]
 
 
 async def test_the_guides_plugin_can_be_installed_is_listed_and_gives_a_balance(clean: Path, tmp_path: Path) -> None:

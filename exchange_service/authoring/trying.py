@@ -21,7 +21,7 @@ from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, fil
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, ServiceError
-from exchange_service.model import Account, Credential, KeyRights, VenueReports
+from exchange_service.model import Account, Credential, KeyRights, Secret, VenueReports
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_form
 from exchange_service.testing.projects import PluginProject
@@ -30,6 +30,7 @@ from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin, load_entry_point
 from exchange_service.venues.manifests import PluginRejected
+from exchange_service.venues.plugin_settings import OperatorSettings
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions, venue_environment
@@ -56,6 +57,15 @@ class NotLoaded(Exception):
         self.reason = reason
         self.trace = trace
         self.printed = printed
+
+
+def use_settings(loaded: LoadedProject, values: OperatorSettings) -> None:
+    """Give the plugin what the operator has set for it, as the service does. Raises CannotTry if it does not fit."""
+    plugin = loaded.plugin
+    try:
+        plugin.use_settings(values.values(plugin.info, plugin.manifest.settings, (plugin.info,)))
+    except PluginRejected as rejection:
+        raise CannotTry(str(rejection)) from None
 
 
 class CannotTry(Exception):
@@ -256,7 +266,11 @@ async def try_plugin(
     registry = Registry((loaded.plugin,))
     account, listing = registry.account(_USER, listing.metadata.id, wish.environment, wish.account_type)
     environment = venue_environment(listing.metadata, account, credential).name
-    masker = Masker(credential_texts(credential, listing.metadata)[0])
+    secrets = credential_texts(credential, listing.metadata)[0]
+    for name, value in listing.plugin.settings.items():
+        if isinstance(value, Secret):
+            secrets.add(name, value.reveal())
+    masker = Masker(secrets)
     simulator = type(venue).__name__ if venue is not None else ""
     trial = Trial(listing, account, environment, masker, credential, where, loaded.files, wish.live, simulator)
     tap = HttpTap()
@@ -296,7 +310,6 @@ class _Run:
     async def make(self, venue: Any) -> None:
         manager = self._trial.listing.plugin.manager
         assert manager is not None
-        # The operator's settings of the plugin (`plugin_settings`) belong here, into the call, once there are any.
         manager.register(self._observer, "trial")
         try:
             await self._fetch()

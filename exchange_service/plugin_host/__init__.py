@@ -8,6 +8,7 @@ frames on a Unix socket:
     arguments.py       the main program's arguments
     server.py          in the process: one plugin, its sessions, and the answers to the service's calls
     launch.py          how a process is started: its environment, its limits, its folder
+    interpreters.py    plugins in environments of their own; describe_environment.py is the program that asks one
     process.py         one process: start, handshake, calls, memory, end
     log_relay.py       its log lines, as lines of the service's log
     restart_policy.py  when a process is started again or replaced

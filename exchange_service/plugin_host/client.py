@@ -122,7 +122,7 @@ class PluginClients:
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
             ports = venue_ports(plugin.manifest, overrides, settings.own_ports)
             times = (settings.venue_timeout, settings.session_idle)
-            return ServeConfig(plugin.manifest, overrides, *times, ports, plugin.info.version, loaded)
+            return ServeConfig(plugin.manifest, overrides, *times, ports, plugin.info.version, loaded, plugin.settings)
 
         return Supervisor(policy, config, lambda: self._notify(name))
 

@@ -29,12 +29,12 @@ _LONGEST_TEXT = 300
 
 
 class InterpreterUnusable(Exception):
-    """A plugin cannot run on its interpreter. The text is a sentence without paths, because callers read it; `advice`
+    """A plugin cannot run on its interpreter. The text is a sentence without paths, because callers read it; `detail`
     says what the operator should do, and names the interpreter."""
 
-    def __init__(self, reason: str, advice: str) -> None:
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
-        self.advice = advice
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import subprocess
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -38,6 +38,7 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
 from exchange_service.venues.push_figures import PushFigures
+from exchange_service.venues.setting_values import SettingValues, write_values
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0
@@ -74,6 +75,8 @@ class ServeConfig:
     # process need not compare.
     plugin_version: str = ""
     loaded_digest: bytes = b""
+    # What the operator has set for the plugin.
+    settings: SettingValues = field(default_factory=dict, repr=False)
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -85,6 +88,7 @@ class ServeConfig:
             session_idle=self.session_idle,
             plugin_version=self.plugin_version,
             manifest_digest=self.loaded_digest,
+            settings=write_values(self.settings),
         )
 
 

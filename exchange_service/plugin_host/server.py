@@ -35,6 +35,7 @@ from exchange_service.venues.manifests import PluginRejected, manifest_digest, r
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.venues.setting_values import read_values
 from exchange_service.venues.watching import Pushed
 
 # Seconds between two messages of one account's pushes: a little more than the service needs for one.
@@ -62,9 +63,11 @@ class _ServedPlugin:
     sessions: Sessions
     http: VenueHttpPool
 
-    def serve(self, manifest: bytes) -> None:
-        """Use the service's manifest: it says which exchanges may be asked for, and which hosts may be reached."""
-        self.plugin.manifest = read_manifest(manifest)
+    def serve(self, request: messages.ConfigureRequest) -> None:
+        """Use the service's manifest and settings: the manifest says which exchanges may be asked for, and which hosts
+        may be reached."""
+        self.plugin.manifest = read_manifest(request.manifest)
+        self.plugin.use_settings(read_values(self.plugin.manifest.settings, request.settings))
         self.listings = Registry([self.plugin]).listings
 
 
@@ -84,7 +87,7 @@ class PluginServer:
         if request.protocol_version != PROTOCOL:
             problem, changed = OTHER_VERSION, True
         elif self._served is not None:
-            self._served.serve(request.manifest)
+            self._served.serve(request)
         else:
             try:
                 self._served = self._open_plugin(request)
@@ -108,7 +111,7 @@ class PluginServer:
             self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
         )
         served = _ServedPlugin(plugin, {}, sessions, http)
-        served.serve(request.manifest)
+        served.serve(request)
         return served
 
     async def _open_credential(self, reference: CredentialReference) -> Credential:
@@ -213,7 +216,7 @@ class PluginServer:
         """Close the sessions and the plugin's state."""
         if self._served is not None:
             await self._served.sessions.close()
-            await self._served.plugin.state.close()
+            await self._served.plugin.close()
             await self._served.http.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 from exchange_service.plugin_api import Account, Credential, ExchangeMetadata, Secret, State, VenueCall
@@ -24,11 +25,14 @@ async def venue_call(
     account_type: str = "",
     timeout: float = 5.0,
     plugin_state: State | None = None,
+    key_state: State | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[VenueCall]:
     """The call that the service would make for this credential, with a real guarded session.
 
     Its many parameters are keywords that tests choose from. `override` is the simulator's URL, `timeout` the seconds
-    until the deadline. State and sessions are closed at the end, but not a `plugin_state` that is given. Raises
+    until the deadline. `settings` are the values of the operator's settings as the plugin gets them: a secret is a
+    `Secret`. State and sessions are closed at the end, but not a `plugin_state` or `key_state` that is given. Raises
     ValueError if the listing has no such environment.
     """
     venue_environment = exchange.environment(environment)
@@ -37,6 +41,7 @@ async def venue_call(
     pool = VenueHttpPool(timeout=timeout)
     account_state = State()
     own_plugin_state = plugin_state or State()
+    own_key_state = key_state or State()
     deadline = asyncio.get_running_loop().time() + timeout
     target = (exchange, venue_environment, override)
     try:
@@ -50,10 +55,14 @@ async def venue_call(
             deadline=deadline,
             plugin_state=own_plugin_state,
             account_state=account_state,
+            key_state=own_key_state,
+            settings=MappingProxyType(dict(settings or {})),
             override=override,
         )
     finally:
         await account_state.close()
+        if key_state is None:
+            await own_key_state.close()
         if plugin_state is None:
             await own_plugin_state.close()
         await pool.close()

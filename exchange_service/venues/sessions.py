@@ -52,6 +52,7 @@ from exchange_service.venues.blocking import BLOCKS, WATCH, Step
 from exchange_service.venues.failures import known_problem
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.key_states import KeyState, KeyStates
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.watching import Pushed, Watch
@@ -85,6 +86,8 @@ class _Session:
     retired: bool = False
     # While it is open, no log line shows what it opened.
     held: Held | None = None
+    # Shared with the other sessions of the same key; taken once the credential is opened.
+    shared: KeyState | None = None
     # Watches that run with it, to be ended when it is retired.
     watches: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -105,6 +108,7 @@ class Sessions:
         self._overrides = dict(overrides or {})
         self._idle_timeout = idle_timeout
         self._sessions: dict[Account, _Session] = {}
+        self._key_states = KeyStates()
         self._sweeper: asyncio.Task[None] | None = None
         self._closing = TaskSet()
         # Calls that ran past their deadline and were cancelled, with the time of that, until they have ended.
@@ -177,7 +181,7 @@ class Sessions:
             await self._http.loaded()
             if session.held is None:
                 session.held = LIVE.hold(_secret_texts(credential, target.listing.metadata))
-            return session, self._venue_call(target, credential, session.state, deadline)
+            return session, self._venue_call(target, credential, session, deadline)
         except BaseException:
             self._release(session)
             raise
@@ -242,6 +246,9 @@ class Sessions:
             if session.held is not None:
                 session.held.release()
             self._closing.start(session.state.close(), name="session closing")
+            last = None if session.shared is None else self._key_states.release(session.shared)
+            if last is not None:
+                self._closing.start(last.close(), name="key state closing")
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)
@@ -257,12 +264,15 @@ class Sessions:
             self._retire(session)
         return new
 
-    def _venue_call(self, target: Target, credential: Credential, state: State, deadline: float) -> VenueCall:
+    def _venue_call(self, target: Target, credential: Credential, session: _Session, deadline: float) -> VenueCall:
         metadata = target.listing.metadata
         known = target.reference.account
         account = Account(known.user_id, known.exchange_id, known.environment, target.account.account_type)
         environment = venue_environment(metadata, account, credential)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
+        if session.shared is None:
+            name = target.listing.plugin.info.name
+            session.shared = self._key_states.take(name, metadata, environment.name, credential)
         return VenueCall(
             exchange=metadata,
             account=account,
@@ -272,7 +282,9 @@ class Sessions:
             public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
             deadline=deadline,
             plugin_state=target.listing.plugin.state,
-            account_state=state,
+            account_state=session.state,
+            key_state=session.shared.state,
+            settings=target.listing.plugin.settings,
             override=override,
             reports=target.reports,
         )

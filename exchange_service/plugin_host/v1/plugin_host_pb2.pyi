@@ -161,6 +161,22 @@ class ConfigureRequest(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PROTOCOL_VERSION_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     OVERRIDES_FIELD_NUMBER: builtins.int
@@ -168,6 +184,7 @@ class ConfigureRequest(google.protobuf.message.Message):
     SESSION_IDLE_FIELD_NUMBER: builtins.int
     PLUGIN_VERSION_FIELD_NUMBER: builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The service's `PROTOCOL`; a process with another one says so and serves nothing."""
     manifest: builtins.bytes
@@ -186,6 +203,10 @@ class ConfigureRequest(google.protobuf.message.Message):
     def overrides(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The operator's venue URLs by exchange id or "id.environment"."""
 
+    @property
+    def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What the operator has set for this plugin, by name: each value as a text, secrets in the clear, defaults included."""
+
     def __init__(
         self,
         *,
@@ -196,8 +217,9 @@ class ConfigureRequest(google.protobuf.message.Message):
         session_idle: builtins.float = ...,
         plugin_version: builtins.str = ...,
         manifest_digest: builtins.bytes = ...,
+        settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "venue_timeout", b"venue_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "venue_timeout", b"venue_timeout"]) -> None: ...
 
 Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest
 

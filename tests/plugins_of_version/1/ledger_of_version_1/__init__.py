@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -40,6 +41,7 @@ from exchange_service.plugin_api import (
     Manifest,
     NotSupported,
     PermissionMissing,
+    PluginSetting,
     PrivateKey,
     RateLimit,
     RegionRestricted,
@@ -122,6 +124,10 @@ LEDGER = ExchangeMetadata(
     answer_limit=2 * ANSWER_LIMIT,
     public_answer_limit=4 * ANSWER_LIMIT,
 )
+SETTINGS = (
+    PluginSetting("application", "The name that Ledger shows its customers for this service.", default="A service"),
+    PluginSetting("application_secret", "The secret of the application at Ledger.", secret=True),
+)
 # The venue's words for what went wrong.
 REFUSALS: Mapping[str, type[VenueError]] = {
     "key": CredentialRejected,
@@ -141,12 +147,12 @@ REFUSALS: Mapping[str, type[VenueError]] = {
 
 @hookimpl
 def exchange_manifest() -> Manifest:
-    return Manifest(api_version=1, exchanges=(LEDGER,))
+    return Manifest(api_version=1, exchanges=(LEDGER,), settings=SETTINGS)
 
 
 @hookimpl
 async def refresh_manifest() -> Manifest | None:
-    return Manifest(api_version=1, exchanges=(LEDGER,), notes=("Ledger has no newer list.",))
+    return Manifest(1, (LEDGER,), notes=("Ledger has no newer list.",), settings=SETTINGS)
 
 
 @hookimpl
@@ -203,7 +209,9 @@ class Reader:
     async def ask(self, path: str, offset: float) -> Any:
         query = urlencode({"at": int((time.time() + offset) * 1000)}, quote_via=quote, safe="")
         signature = await beside_the_loop(sign, self.secret.reveal(), query)
-        headers = {"Authorization": f"Bearer {self.key.reveal()}"}
+        count = await self.call.key_state.get("count", first_number)
+        headers = {"Authorization": f"Bearer {self.key.reveal()}", "X-Number": str(next(count))}
+        headers |= of_application(self.call.settings)
         url = f"{self.call.url()}/{path}?{query}&signature={signature}"
         response = await self.http.get(url, headers=headers)
         check(response)
@@ -211,6 +219,16 @@ class Reader:
         if used.isdigit():
             self.call.report_usage(int(used), 60, resets_after=30.0)
         return response.json()
+
+
+async def first_number() -> Iterator[int]:
+    return itertools.count(1)
+
+
+def of_application(settings: Mapping[str, Any]) -> dict[str, str]:
+    secret = settings.get("application_secret")
+    signed = {"X-Application-Secret": secret.reveal()} if isinstance(secret, Secret) else {}
+    return {"X-Application": str(settings["application"]), **signed}
 
 
 def secret_of(credential: Credential) -> Secret:

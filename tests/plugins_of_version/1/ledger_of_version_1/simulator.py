@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ GOOD = "good-key-0123456789"
 
 class LedgerSimulator(DemoVenue):
     exchange_id = "ledger_of_version_1"
+    settings: ClassVar[Mapping[str, Any]] = {"application_secret": "secret-of-the-application-0123456789"}
     allowed_requests = ("GET /v1/time", "GET /v1/accounts", "GET /v1/accounts/{number}", "GET /v1/key")
 
     def __init__(self) -> None:
@@ -76,5 +77,5 @@ class LedgerSimulator(DemoVenue):
         return web.json_response({"trade": False, "expires": "2031-01-02T03:04:05Z"})
 
     def _check(self, request: web.Request) -> None:
-        if bearer_token(request) not in self.keys:
+        if bearer_token(request) not in self.keys or not request.headers["X-Application"]:
             raise web.HTTPUnauthorized

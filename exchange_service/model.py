@@ -130,13 +130,20 @@ class Credential:
         key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
+    def with_fields(self, changes: Mapping[str, Secret]) -> Credential:
+        """The credential with new values of these fields, named as in CredentialField; the others stay."""
+        texts = {name: value for name, value in changes.items() if name in SECRET_FIELDS}
+        others = {name: value.reveal() for name, value in changes.items() if name not in SECRET_FIELDS}
+        return replace(self, **texts, metadata={**self.metadata, **others})
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
     """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata.
 
     `private_keys` are the kinds of private key in lines (PEM) that it takes: rsa, ed25519 or p256. Empty: it takes one
-    line of text. None: not said, so the text is stored as it is given.
+    line of text. None: not said, so the text is stored as it is given. `rotates`: the venue gives a new value at each
+    use, and the plugin may store it by `VenueCall.replace_credential`.
     """
 
     # api_key, api_secret, passphrase or a key of the metadata.
@@ -150,6 +157,7 @@ class CredentialField:
     # Where the user finds it, a sentence.
     description: str = ""
     private_keys: tuple[str, ...] | None = None
+    rotates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +311,11 @@ class ExchangeMetadata:
     answer_limit: int = ANSWER_LIMIT
     # The same number of bytes through `public_http`.
     public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
+
+    @property
+    def rotating_fields(self) -> frozenset[str]:
+        """The credential fields that the plugin may replace."""
+        return frozenset(field.name for field in self.credential_fields if field.rotates)
 
     @property
     def venue(self) -> str:

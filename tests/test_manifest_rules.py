@@ -276,6 +276,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a field that the service reads": ({"credential_fields": (CredentialField("sandbox", "S"),)}, "itself reads"),
     "a field without a label": ({"credential_fields": (CredentialField("api_key", ""),)}, "no label"),
     "a secret that is shown": ({"credential_fields": (CredentialField("api_secret", "S", secret=False),)}, "as secret"),
+    "a key that rotates": (
+        {"credential_fields": (CredentialField("api_key", "Key", rotates=True),)},
+        "api_key rotates",
+    ),
+    "a number that rotates": (
+        {"credential_fields": (CredentialField("account_id", "Account", secret=False, rotates=True),)},
+        "because it rotates",
+    ),
     "a private key of another kind": (
         {"credential_fields": (CredentialField("api_key", "Key", private_keys=("dsa",)),)},
         "not one of rsa",

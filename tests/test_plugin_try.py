@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from exchange_service.authoring.masking import Masker, Secrets
 from exchange_service.venues import http_pool
 from exchange_service.venues.http_pool import VenueHttpPool
+from tests import rotating
 from tests.commands import run_command
 
 TOKEN = "good-token-0123456789"
@@ -99,6 +101,22 @@ def report_of(*arguments: str, stdin: str = "", code: int = 0) -> dict[str, Any]
     report: dict[str, Any] = json.loads(done.stdout)
     assert TOKEN not in done.stdout + done.stderr
     return report
+
+
+async def test_a_token_that_the_venue_replaces_is_told_of_and_not_shown(tmp_path: Path) -> None:
+    folder = write_project(tmp_path, GOOD, "rota")
+    (folder / "exchange_service_rota" / "__init__.py").write_text(rotating.PLUGIN)
+    venue = rotating.RotatingVenue()
+    await venue.start()
+    try:
+        row = {"api_key": "a-client-id", "passphrase": venue.grant("alice")}
+        arguments = (str(folder), "--url", venue.url)
+        report = await asyncio.to_thread(report_of, *arguments, stdin=json.dumps(row))
+    finally:
+        await venue.stop()
+    assert report["balance"]["venue_accounts"][0]["id"] == "alice"
+    assert any("has replaced device_token, passphrase" in notice for notice in report["notices"])
+    assert not any(token in json.dumps(report) for token in (row["passphrase"], *venue.valid))
 
 
 class TestOwnPlugin:

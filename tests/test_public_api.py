@@ -113,6 +113,7 @@ EXPORTS: dict[str, set[str]] = {
         "RecordedRequest",
         "RecordedVenue",
         "Recording",
+        "StoredRow",
         "TROUBLES",
         "bearer_token",
         "json_object",

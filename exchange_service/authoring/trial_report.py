@@ -140,6 +140,11 @@ def _rights(rights: KeyRights | None, masker: Masker) -> dict[str, Any] | None:
 
 def notices(loaded: LoadedProject, trial: Trial) -> Iterator[str]:
     """What the author should know beside the result, a sentence each."""
+    if trial.replaced:
+        yield (
+            f"The venue has replaced {', '.join(trial.replaced)}, and the old value is spent. Nothing is stored here: "
+            "for the next trial with a real credential get a new one."
+        )
     for blocking in sorted(trial.blockings, key=lambda item: item.seconds, reverse=True)[:3]:
         at = f" at {blocking.place}: `{trial.masker.text(blocking.code)}`" if blocking.place else ""
         yield (

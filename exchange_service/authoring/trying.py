@@ -151,6 +151,8 @@ class Trial:
     rights_error: ServiceError | None = None
     pushes: list[PushedItem] = field(default_factory=list)
     push_error: ServiceError | None = None
+    # The fields that the plugin has replaced, because the venue gave new values.
+    replaced: list[str] = field(default_factory=list)
     printed: str = ""
     # What is still open after the account's session was closed: names of tasks, and texts of warnings.
     left_tasks: list[str] = field(default_factory=list)
@@ -302,10 +304,21 @@ class _Run:
         async def opened(_reference: CredentialReference) -> Credential:
             return trial.credential
 
-        self._sessions = Sessions(opened, self._pool, overrides={listing.metadata.id: wish.url} if wish.url else {})
+        overrides = {listing.metadata.id: wish.url} if wish.url else {}
+        self._sessions = Sessions(opened, self._pool, overrides=overrides, replace_credential=self._replace)
         reference = CredentialReference(trial.account.stored(), trial.account.stored(), "1")
         self._target = Target(trial.account, listing, reference, reports=trial.reports)
         self._observer = _observer(self)
+
+    async def _replace(
+        self, account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+    ) -> str | None:
+        """Keep what the plugin replaces for the rest of the trial, and show it nowhere."""
+        for name, value in changes.items():
+            self._trial.masker.secrets.add(name, value.reveal())
+        self._trial.credential = self._trial.credential.with_fields(changes)
+        self._trial.replaced = sorted({*self._trial.replaced, *changes})
+        return version
 
     async def make(self, venue: Any) -> None:
         manager = self._trial.listing.plugin.manager

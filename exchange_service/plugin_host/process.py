@@ -16,7 +16,7 @@ import structlog
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
 from exchange_service.plugin_host.child import ChildProcess, run_in_thread
-from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
+from exchange_service.plugin_host.connection import CallFailed, ProcessConnection, Replacing
 from exchange_service.plugin_host.describe_environment import LIBRARY
 from exchange_service.plugin_host.launch import (
     LaunchSpec,
@@ -77,6 +77,8 @@ class ServeConfig:
     loaded_digest: bytes = b""
     # What the operator has set for the plugin.
     settings: SettingValues = field(default_factory=dict, repr=False)
+    # What answers the process's requests to replace a credential; None: it may send none.
+    replacing: Replacing | None = None
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -167,6 +169,7 @@ class PluginProcess:
             raise failure(f"Its process ended at once ({describe_exit(status)}).")
         try:
             self._connection = await ProcessConnection.open(self.spec.socket)
+            self._connection.replacing = config.replacing
             reply = await self._connection.greet(self.spec.token, config.request())
         except CallFailed as unanswered:
             raise StartFailed(f"Its process did not answer the handshake ({unanswered.name}).") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.model import Account, Credential, VenueReports
+from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
+from exchange_service.model import Account, Credential, Secret, VenueReports
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
     process_proof,
     read_credential,
+    read_error,
     read_reference,
     write_error,
     write_pushes,
+    write_replacement,
     write_reports,
     write_rights,
 )
@@ -44,6 +46,9 @@ _BETWEEN_PUSHES = 0.075
 _STUCK_AFTER = 3.0
 
 log = structlog.get_logger(__name__)
+
+
+AskService = Callable[[messages.ReplaceCredentialRequest], Awaitable[messages.ReplaceCredentialResponse | None]]
 
 
 class _CredentialNeeded(Exception):
@@ -80,6 +85,8 @@ class PluginServer:
         self._served: _ServedPlugin | None = None
         # The credentials of calls, each for as long as its call lasts.
         self._offered: dict[CredentialReference, Credential] = {}
+        # Sends the service a request of this process; None without a connection to it.
+        self.ask_service: AskService | None = None
 
     async def configure(self, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
         """The handshake."""
@@ -108,7 +115,11 @@ class PluginServer:
         # Nobody else waits for this process yet.
         http.load()
         sessions = Sessions(
-            self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
+            self._open_credential,
+            http,
+            overrides=dict(request.overrides),
+            idle_timeout=request.session_idle,
+            replace_credential=self._replace_credential,
         )
         served = _ServedPlugin(plugin, {}, sessions, http)
         served.serve(request)
@@ -119,6 +130,27 @@ class PluginServer:
         if credential is None:
             raise _CredentialNeeded
         return credential
+
+    async def _replace_credential(
+        self, account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+    ) -> str | None:
+        """See `ReplaceCredential`: the service does it."""
+        request = write_replacement(account, version, changes)
+        reply = None if self.ask_service is None else await self.ask_service(request)
+        outcome = None if reply is None else reply.WhichOneof("outcome")
+        if reply is None or outcome is None:
+            raise VenueUnavailable(
+                f"The new credential of {listing.metadata.name} may not be stored: the service does not answer."
+            )
+        if outcome == "fault":
+            raise read_error(reply.fault, listing.plugin.info.name)
+        return None if outcome == "changed" else reply.credential_version
+
+    def _lacks_credential(self, call: messages.VenueCall, reference: CredentialReference) -> bool:
+        """Whether the service must send the credential. A session of another version stays until then: the new one may
+        have been made by the plugin itself."""
+        served = self._served
+        return served is not None and not (call.HasField("credential") or served.sessions.serves(reference))
 
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
         """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
@@ -146,6 +178,9 @@ class PluginServer:
     ) -> AsyncGenerator[messages.WatchBalanceResponse, None]:
         """The hook watch_balance: a message for each thing that it brings, and one for how it ends."""
         call, reference = request.call, read_reference(request.call)
+        if self._lacks_credential(call, reference):
+            yield messages.WatchBalanceResponse(credential_needed=True)
+            return
         if call.HasField("credential"):
             self._offered[reference] = read_credential(call.credential)
         try:
@@ -189,6 +224,8 @@ class PluginServer:
         """The plugin's answer, or its error as part of the reply."""
         reference = read_reference(call)
         offered = call.HasField("credential")
+        if self._lacks_credential(call, reference):
+            return reply(credential_needed=True)
         if offered:
             self._offered[reference] = read_credential(call.credential)
         try:

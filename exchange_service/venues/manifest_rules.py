@@ -243,6 +243,10 @@ def _field_faults(credential_fields: Collection[CredentialField]) -> Iterator[st
             yield f"must mark the credential field {field.name!r} as secret."
         if not set(field.private_keys or ()) <= set(KEY_KINDS):
             yield f"names a kind of private key for {field.name!r} that is not one of {', '.join(KEY_KINDS)}."
+        if field.rotates and field.name == "api_key":
+            yield "says that api_key rotates: only api_secret, passphrase and fields of the metadata can be replaced."
+        if field.rotates and not field.secret:
+            yield f"must mark the credential field {field.name!r} as secret, because it rotates."
         for name in ("label", "description"):
             yield from _text_faults(f"the {name} of the credential field {field.name!r}", getattr(field, name))
 

@@ -196,6 +196,11 @@ class Registry:
         advice = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
         raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}.", advice=advice)
 
+    def rotates(self, account: Account) -> bool:
+        """Whether the account's plugin may replace a field of its credential."""
+        listing = self.listings.get(account.exchange_id)
+        return listing is not None and bool(listing.metadata.rotating_fields)
+
     def account(
         self, user_id: str, exchange_id: str, environment: str, account_type: str = "", *, suggest: bool = True
     ) -> tuple[Account, Listing]:

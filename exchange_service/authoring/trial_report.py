@@ -9,9 +9,10 @@ from typing import Any
 from exchange_service.authoring.masking import Masker, secrets_given
 from exchange_service.authoring.trying import LoadedProject, Trial
 from exchange_service.authoring.watch_loop import BLOCKED
-from exchange_service.errors import ServiceError
+from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.grpc_server.status import TABLE
 from exchange_service.model import ExchangeMetadata, KeyRights
+from exchange_service.venues.printing import PRINTS
 from exchange_service.venues.tap import SeenRequest
 
 # What every request has, and says nothing about the plugin.
@@ -122,6 +123,8 @@ def describe_error(error: ServiceError | None, masker: Masker) -> dict[str, Any]
         "message": masker.text(error.message),
         "advice": masker.text(advice),
         "retry_after": error.retry_after,
+        # What the service's log says to the plugin's author.
+        "problem": masker.text(error.problem) if isinstance(error, PluginFailed) else "",
     }
 
 
@@ -156,6 +159,7 @@ def notices(loaded: LoadedProject, trial: Trial) -> Iterator[str]:
             name = trial.masker.secrets.found_in(text)
             secret = f" It holds the secret {name}: print no secret." if name else ""
             yield f"It printed {when}, which becomes log lines in the service: {shown}{secret}"
+            yield f"{PRINTS[0].upper()}{PRINTS[1:]}."
     for name in trial.left_tasks:
         yield (
             f"It left the task {trial.masker.text(name)!r} running after the account was closed: await or cancel each "

@@ -43,13 +43,18 @@ class RecordedAnswer:
     """
 
     name: str
+    # The request's, in capitals.
     method: str
+    # The request's, without the query.
     path: str
     query: tuple[tuple[str, str], ...]
     body: Any
+    # The HTTP status of the answer.
     status: int
+    # The answer's headers that were kept.
     headers: Mapping[str, str]
     form: str
+    # The answer's body as it is in the file.
     content: bytes = field(repr=False)
 
     @property
@@ -66,15 +71,20 @@ class Recording:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        # Where it is.
         self.folder = Path(folder)
         try:
             head, answers = read_index(self.folder)
             if head["format"] != FORMAT:
                 raise ValueError(f"{self.folder} is a recording of another form: record it again")
+            # The listing that was read.
             self.exchange_id: str = head["exchange"]
+            # The environment that was read.
             self.environment: str = head["environment"]
+            # The account type that was asked for; empty: the listing's default.
             self.account_type: str = head["account_type"]
             self._row: Mapping[str, Any] = head["credential"]
+            # The answers, in the order of the requests.
             self.answers = tuple(self._answer(entry) for entry in answers)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} is not a recording: {type(error).__name__}") from error

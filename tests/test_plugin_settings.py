@@ -565,6 +565,8 @@ def suite_of(settings: Sequence[PluginSetting], given: Mapping[str, Any]) -> Map
     suite = _Suite()
     plugin = ScriptedPlugin(listing("acme"))
     plugin.manifest = replace(plugin.manifest, settings=tuple(settings))
+    # Of a plugin that is a module the suite knows the name.
+    plugin.__name__ = "acme"  # type: ignore[attr-defined]
     suite.plugin = plugin
     return suite._setting_values(given)
 

@@ -25,9 +25,8 @@ from exchange_service.plugin_api import (
 
 _ACCOUNT, _POSITION = "account", "positions[]"
 _ACTIVE = "ACTIVE"
-# Alpaca reports short positions with negative quantities and values, by its notes on orders and positions in
-# https://github.com/alpacahq/alpaca-docs content/api-references/trading-api/_index.md, too.
-# The sign of a position's quantity and of its worth.
+# The sign of a position's quantity and of its worth. Alpaca's own notes on positions say the same of short ones, in
+# https://github.com/alpacahq/alpaca-docs content/api-references/trading-api/_index.md.
 _SIGNS: Mapping[str, int] = {
     "long": 1,  # witness: vendor: https://docs.alpaca.markets/docs/websocket-streaming
     "short": -1,  # witness: report: https://github.com/alpacahq/Alpaca-API/issues/86

@@ -206,7 +206,7 @@ def _replace(
             kept.append(point)
         elif found is not None:
             reason = (
-                f"It is installed beside the service too, in version {info.version}; version {found.info.version} in "
+                f"It is installed beside the service too, in version {printable(info.version)[:100]}; version {found.info.version} in "
                 "the environment that plugin_interpreters names for it serves."
             )
             notices.append(PluginProblem(found.info, reason, notice=True))

@@ -23,8 +23,10 @@ from exchange_service.balances.instrumented import Instrumented, instrumented_op
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.known import LastFetches
 from exchange_service.balances.leases import Leased
+from exchange_service.balances.lineage import Lineage
 from exchange_service.balances.push_room import PushRoom
 from exchange_service.balances.refusals import Refusals
+from exchange_service.balances.replacements import Replacements
 from exchange_service.balances.service import BalanceReader, Balances, forced_below
 from exchange_service.balances.single_flight import SingleFlight
 from exchange_service.balances.watches import Watches
@@ -79,6 +81,7 @@ from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.registry import PluginProblem, Registry
+from exchange_service.venues.replacing import ReplaceCredential
 from exchange_service.venues.sessions import Sessions
 from exchange_service.web import Web, open_web
 
@@ -168,10 +171,15 @@ class BalanceOptions:
 
 
 def open_balances(
-    venues: Venues, references: CachedReferences, cache: Cache, options: BalanceOptions, gated: Gated | None = None
+    venues: Venues,
+    references: CachedReferences,
+    cache: Cache,
+    options: BalanceOptions,
+    gated: Gated | None = None,
+    replacements: Replacements | None = None,
 ) -> Balances:
     """GetBalance's use case. The road of a fetch is one stack: each layer has the next one inside; `gated` is what
-    others go through as well."""
+    others go through as well, and `replacements` what stores tokens that rotate."""
     freshness, backoff, gate = options.freshness, options.backoff, options.gate
     refusals, fetches = Refusals(freshness.was_good_lately, freshness.now), LastFetches(freshness.now)
     seconds, now = options.venue_timeout, freshness.now
@@ -179,6 +187,7 @@ def open_balances(
     def done(target: Target, error: BaseException | None) -> None:
         refusals.on_fetch_done(target, error)
         fetches.on_fetch_done(target, error)
+        credentials.on_fetch_done(target, error)
 
     ttl = max(freshness.stale_grace, freshness.max_age)
     cached = CachedBalances(cache, ttl, longest_pause=2 * backoff.idle, now=now)
@@ -189,7 +198,11 @@ def open_balances(
         BalanceKeys(options.hash_key),
         CredentialChanges(options.hash_key, references, venues, cached, refusals),
     )
-    return Balances(references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed, fetches)
+    if replacements is not None:
+        replacements.on_replaced, replacements.on_conflict = credentials.publish_replacement, references.forget
+    lineage = replacements.lineage if replacements is not None else Lineage()
+    parts = (references, road, cached, refusals, credentials, keys, freshness, leased.store_pushed, fetches, lineage)
+    return Balances(*parts)
 
 
 async def start_service(
@@ -261,13 +274,18 @@ def _open_road(
     http = VenueHttpPool(timeout=settings.venue_timeout)
     stack.push_async_callback(http.close)
     candidates = Candidates(storage.hash_key)
-    opening = candidates.opening(instrumented_opening(storage.references.open, metrics))
-    venues = open_venues(settings, registry, opening, http, gate.status)
+    replacements = Replacements(storage.store, Lineage(storage.cache))
+    # After the venues: a plugin may bring a new token until it is closed.
+    stack.push_async_callback(replacements.close)
+    from_store = instrumented_opening(storage.references.open, metrics)
+    opening = candidates.opening(replacements.opening(from_store, registry.rotates))
+    replacing = candidates.replacing(replacements.replace)
+    venues = open_venues(settings, registry, opening, http, gate.status, replacing)
     stack.push_async_callback(venues.close)
     metrics.watch_connections(lambda: _push_connections(http, venues))
     gated = Gated(Instrumented(venues, metrics), gate)
     options = _balance_options(settings, storage.hash_key, gate)
-    balances = open_balances(venues, storage.references, storage.cache, options, gated)
+    balances = open_balances(venues, storage.references, storage.cache, options, gated, replacements)
     stack.push_async_callback(balances.close)
     return _Road(venues, gated, balances, candidates)
 
@@ -453,12 +471,19 @@ def open_venues(
     open_credential: Callable[[CredentialReference], Awaitable[Credential]],
     http: VenueHttpPool,
     status: VenueStatus,
+    replace_credential: ReplaceCredential,
 ) -> PluginClients:
     """The plugins' accounts, read in this process and in those of plugins. Raises UnsafeSettings for a setting that
     names a plugin or an exchange that is not installed."""
     check_plugin_settings(settings, registry)
     overrides = venue_overrides(settings, registry)
-    here = Sessions(open_credential, http, overrides=overrides, idle_timeout=settings.session_idle)
+    here = Sessions(
+        open_credential,
+        http,
+        overrides=overrides,
+        idle_timeout=settings.session_idle,
+        replace_credential=replace_credential,
+    )
     hosts = ProcessSettings(
         venue_timeout=settings.venue_timeout,
         session_idle=settings.session_idle,
@@ -475,6 +500,7 @@ def open_venues(
         here,
         open_credential,
         hosts,
+        replace_credential=replace_credential,
         on_change=lambda plugin, trouble, serves: status.plugin_changed(plugin, trouble, clock.wall(), serves=serves),
     )
 

@@ -130,13 +130,20 @@ class Credential:
         key, secret, passphrase = (Secret(texts.get(name) or "") for name in SECRET_FIELDS)
         return cls(key, secret, passphrase, metadata=dict(metadata or {}))
 
+    def with_fields(self, changes: Mapping[str, Secret]) -> Credential:
+        """The credential with new values of these fields, named as in CredentialField; the others stay."""
+        texts = {name: value for name, value in changes.items() if name in SECRET_FIELDS}
+        others = {name: value.reveal() for name, value in changes.items() if name not in SECRET_FIELDS}
+        return replace(self, **texts, metadata={**self.metadata, **others})
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialField:
     """One input of a user: `name` is api_key, api_secret, passphrase or a key of the metadata.
 
     `private_keys` are the kinds of private key in lines (PEM) that it takes: rsa, ed25519 or p256. Empty: it takes one
-    line of text. None: not said, so the text is stored as it is given.
+    line of text. None: not said, so the text is stored as it is given. `rotates`: the venue gives a new value at each
+    use, and the plugin may store it by `VenueCall.replace_credential`.
     """
 
     # api_key, api_secret, passphrase or a key of the metadata.
@@ -150,6 +157,7 @@ class CredentialField:
     # Where the user finds it, a sentence.
     description: str = ""
     private_keys: tuple[str, ...] | None = None
+    rotates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +313,11 @@ class ExchangeMetadata:
     public_answer_limit: int = LARGEST_PUBLIC_ANSWER_LIMIT
 
     @property
+    def rotating_fields(self) -> frozenset[str]:
+        """The credential fields that the plugin may replace."""
+        return frozenset(field.name for field in self.credential_fields if field.rotates)
+
+    @property
     def venue(self) -> str:
         """The id of the venue behind this listing: two listings that share a credential are two views of one venue."""
         return self.credential_of or self.id
@@ -334,6 +347,27 @@ class ExchangeMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginSetting:
+    """One setting that the operator of a service gives a plugin, such as the id of an OAuth application.
+
+    A number is a whole one or a Decimal. A secret is a text without a default.
+    """
+
+    # The key of `call.settings`, and what the operator writes in plugin_settings.
+    name: str
+    # What it is, for the operator; for a number with its unit.
+    description: str
+    # Of what type the operator's value is.
+    type: Literal["text", "number", "boolean", "url"] = "text"
+    # Whether it comes to the plugin as a `Secret`.
+    secret: bool = False
+    # Whether the plugin needs a value of the operator.
+    required: bool = False
+    # What is used if the operator gives no value, in the same units as theirs; None: there is none.
+    default: str | bool | int | Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The exchanges that a plugin serves."""
 
@@ -344,6 +378,8 @@ class Manifest:
     # Sentences for the operator, which the list of plugins shows: for example that the catalogue is older than the
     # library.
     notes: tuple[str, ...] = ()
+    # What the operator can set for the plugin; a call has the values.
+    settings: tuple[PluginSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -19,6 +19,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import pluggy
@@ -62,6 +63,7 @@ from exchange_service.model import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    PluginSetting,
     PushLimits,
     RateLimit,
     Secret,
@@ -132,6 +134,7 @@ __all__ = [
     "Manifest",
     "NotSupported",
     "PermissionMissing",
+    "PluginSetting",
     "PrivateKey",
     "PushLanguage",
     "PushLimits",
@@ -330,7 +333,8 @@ class VenueCall:
     account: Account
     # The venue's environment: the request's, or the sandbox if the stored metadata hold `"sandbox": true`.
     environment: Environment
-    # What the user stored. Reveal secrets where they are used; keep them in account_state only.
+    # What the user stored, with what replace_credential has replaced since. Reveal secrets where they are used; keep
+    # them in account_state only.
     credential: Credential = field(repr=False)
     # For the account's own answers, up to the listing's answer_limit.
     http: Http = field(repr=False)
@@ -342,10 +346,20 @@ class VenueCall:
     plugin_state: State = field(repr=False)
     # Of this account alone, whatever account type is asked for.
     account_state: State = field(repr=False)
+    # Shared by the accounts whose stored credential has the same key and secrets at the venue's environment, whichever
+    # users they are of: for a sequence of nonces, or a login that a second one would end. It lives while one of them is
+    # in use. Other processes and replicas do not share it: what a venue wants of all of them together, such as rising
+    # nonces, has to come from the clock.
+    key_state: State = field(repr=False)
+    # What the operator has set for the plugin, by the names of the manifest's `settings`, defaults included: a text, a
+    # bool, an int or a Decimal, or a Secret. A setting without a value and without a default is absent.
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
     # What this call has reported of the venue's limits.
     reports: VenueReports = field(default_factory=VenueReports, repr=False)
+    # What stores new values of the credential; the host sets it.
+    replacing: Callable[[Mapping[str, str]], Awaitable[bool]] | None = field(default=None, repr=False, compare=False)
 
     def wants(self, account_type: str) -> bool:
         """Whether the call asks for accounts of this type. Others need not be read; the host drops them.
@@ -389,6 +403,28 @@ class VenueCall:
         `report_usage` does."""
         self.reports.cooldown = max(self.reports.cooldown, _at_least_zero(seconds))
         self.reports.on_report()
+
+    async def replace_credential(
+        self,
+        *,
+        api_secret: str | None = None,
+        passphrase: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Store the given fields in place of the stored ones, for a venue that gives a new refresh token at each use.
+        Fields that are not given stay, and `credential` has the new values from now on, in every call of the account.
+
+        Call it as soon as the venue has answered, before the new token is used. Every field must be marked with
+        `rotates` in the manifest. True: stored. False: the user has stored another credential meanwhile; theirs stays,
+        and the next call has it. Raises VenueUnavailable if the database does not answer: the service holds the new
+        values and tries on, so go on with the access token. Raises PluginFailed for a field that the manifest does not
+        allow or an empty text, NotSupported where nothing is stored.
+        """
+        texts = {"api_secret": api_secret, "passphrase": passphrase}
+        changes = {name: text for name, text in texts.items() if text is not None} | dict(metadata or {})
+        if self.replacing is None:
+            raise NotSupported("The credential of this call is not stored by the service, and cannot be replaced.")
+        return await self.replacing(changes)
 
     def report_cost(self, units: int, seconds: int | None = None) -> None:
         """Report what reading this balance has really used so far, where that depends on the answer, as on its pages.

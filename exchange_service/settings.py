@@ -320,6 +320,13 @@ class Settings(BaseSettings):
         description="MiB of memory at which a plugin's process is restarted, by the plugin's name, as JSON: "
         '{"ccxt_generic": 3072}. Default: 2048 for this project\'s plugins, 512 for third-party ones.',
     )
+    plugin_settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="What plugins let the operator set, by the plugin's name or its distribution's, as JSON: "
+        '{"acme": {"client_id": "abc", "client_secret": {"env": "ACME_CLIENT_SECRET"}}}. A secret is the name of an '
+        "environment variable, or what `exchange-service plugins seal` prints; see plugins' settings in "
+        "docs/operations.md.",
+    )
     plugin_start: Literal["on-demand", "at-once"] = Field(
         "on-demand",
         description="When plugin processes start. on-demand: when a call first needs one of the plugin's exchanges. "
@@ -516,8 +523,9 @@ class Settings(BaseSettings):
         return value
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """What `repr` shows: URLs without their user and password."""
-        shown = super().__repr_args__()
+        """What `repr` shows: URLs without their user and password, and of plugins' settings the names."""
+        names = {plugin: sorted(values) for plugin, values in self.plugin_settings.items()}
+        shown = [(name, names if name == "plugin_settings" else value) for name, value in super().__repr_args__()]
         return [(name, redact(value) if isinstance(value, str | dict) else value) for name, value in shown]
 
     @classmethod

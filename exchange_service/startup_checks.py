@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -240,7 +240,19 @@ def unused_settings(settings: Settings, registry: Registry) -> list[str]:
         for name in getattr(settings, setting):
             if name not in loaded and any(item.plugin.name == name for item in registry.not_loaded):
                 sentences.append(f"{setting} names {name!r}, which is not loaded.")
-    return sentences
+    return sentences + [_unused_plugin_settings(name, registry) for name in _unused_names(settings, registry)]
+
+
+def _unused_names(settings: Settings, registry: Registry) -> Iterator[str]:
+    """The names in plugin_settings of no plugin that is loaded."""
+    for name in settings.plugin_settings:
+        if not any(goes_by(plugin.info, name) for plugin in registry.plugins):
+            yield name
+
+
+def _unused_plugin_settings(name: str, registry: Registry) -> str:
+    installed = any(goes_by(item.plugin, name) for item in registry.not_loaded)
+    return f"plugin_settings names {name!r}, which is {'not loaded' if installed else 'not an installed plugin'}."
 
 
 def _not_loaded(registry: Registry) -> str:

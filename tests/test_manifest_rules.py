@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from decimal import Decimal
 from types import MappingProxyType, ModuleType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,7 @@ from exchange_service.plugin_api import (
     Environment,
     ExchangeMetadata,
     Manifest,
+    PluginSetting,
     RateLimit,
     VenueCall,
     hookimpl,
@@ -38,6 +40,7 @@ from tests.harness import ScriptedPlugin, info, listing, loaded
 
 LIMIT = RateLimit("address", 10, 60)
 FIELD = CredentialField("api_key", "Key")
+SETTING = PluginSetting("region", "The region.", type="number", default=Decimal("0.50"))
 FULL = listing(
     "acme",
     name="Acme",
@@ -70,18 +73,20 @@ HOLDERS: dict[type, Any] = {
     CredentialField: (FIELD, lambda value: manifest_of(credential_fields=(value,))),
     Capabilities: (Capabilities(), lambda value: manifest_of(capabilities=value)),
     RateLimit: (LIMIT, lambda value: manifest_of(limits=(value,))),
+    PluginSetting: (SETTING, lambda value: Manifest(1, (FULL,), settings=(value,))),
 }
 
 
 def wrong_values(kind: Any) -> Iterator[Any]:
     """Values that a field of this type must not have; the commonest slips first."""
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) is UnionType and len(get_args(kind)) > 2:
+        yield from (1.5, b"x", ("x",), ["x"], {})
+    elif get_origin(kind) is UnionType:
         yield from (value for value in wrong_values(get_args(kind)[0]) if value is not None)
     elif get_origin(kind) is tuple:
         (inner, _) = get_args(kind)
-        one = {str: "cash", Environment: FULL.environments[0], CredentialField: FIELD, RateLimit: LIMIT}.get(
-            inner, FULL
-        )
+        held = {Environment: FULL.environments[0], CredentialField: FIELD, RateLimit: LIMIT, PluginSetting: SETTING}
+        one = "cash" if inner is str else held.get(inner, FULL)
         yield from (one, [one], {one} if inner is str else [], None, 5, (one, None), (5,), ({},), (b"x",))
     elif kind is str:
         yield from (5, None, b"x", ("x",), ["x"], True, {})
@@ -271,6 +276,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a field that the service reads": ({"credential_fields": (CredentialField("sandbox", "S"),)}, "itself reads"),
     "a field without a label": ({"credential_fields": (CredentialField("api_key", ""),)}, "no label"),
     "a secret that is shown": ({"credential_fields": (CredentialField("api_secret", "S", secret=False),)}, "as secret"),
+    "a key that rotates": (
+        {"credential_fields": (CredentialField("api_key", "Key", rotates=True),)},
+        "api_key rotates",
+    ),
+    "a number that rotates": (
+        {"credential_fields": (CredentialField("account_id", "Account", secret=False, rotates=True),)},
+        "because it rotates",
+    ),
     "a private key of another kind": (
         {"credential_fields": (CredentialField("api_key", "Key", private_keys=("dsa",)),)},
         "not one of rsa",
@@ -486,3 +499,51 @@ class TestLookalikes:
         for exchange_id, listed in self.ours.listings.items():
             for text in {shape(exchange_id), shape(listed.metadata.name)}:
                 assert seen.setdefault(text, exchange_id) == exchange_id
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "default", [None, "a", "0.5", True, False, 0, 7, 10**40, Decimal("0.50"), Decimal("1E+2"), Decimal(5)]
+    )
+    def test_a_default_arrives_in_another_process_as_it_is(self, default: Any) -> None:
+        kinds: dict[type, Any] = {str: "text", bool: "boolean", int: "number", Decimal: "number"}
+        setting = PluginSetting("one", "One.", kinds.get(type(default), "text"), default=default)
+        manifest = Manifest(1, (FULL,), settings=(setting, PluginSetting("two", "Two.", secret=True, required=True)))
+        assert list(manifest_faults(manifest)) == []
+        (arrived, _) = read_manifest(write_manifest(manifest)).settings
+        assert (arrived, type(arrived.default), str(arrived.default)) == (setting, type(default), str(default))
+
+    @pytest.mark.parametrize(
+        ("settings", "sentence"),
+        [
+            ((SETTING, SETTING), "It declares a setting twice."),
+            ((PluginSetting("client-id", "x"),), "It declares a setting whose name is not a letter followed by"),
+            ((PluginSetting("", "x"),), "whose name is not a letter followed by"),
+            ((PluginSetting("a" * 65, "x"),), "whose name is not a letter followed by"),
+            ((PluginSetting("one", " "),), "It has no description for the setting 'one': say what the operator"),
+            ((PluginSetting("one", "a\nb"),), "a character in the description of the setting 'one'"),
+            ((PluginSetting("one", "x", "number", secret=True),), "the secret 'one' with another type than text"),
+            ((PluginSetting("one", "x", secret=True, default="a"),), "with another type than text, or with a default."),
+            (
+                (PluginSetting("one", "x", required=True, default="a"),),
+                "'one', which is required: leave one of the two",
+            ),
+            ((PluginSetting("one", "x", "number", default="5"),), "the setting 'one' that is not a number."),
+            ((PluginSetting("one", "x", "number", default=True),), "the setting 'one' that is not a number."),
+            ((PluginSetting("one", "x", "number", default=Decimal("NaN")),), "the setting 'one' that is not a number."),
+            ((PluginSetting("one", "x", "boolean", default="true"),), "the setting 'one' that is not a boolean."),
+            ((PluginSetting("one", "x", default=5),), "the setting 'one' that is not a text."),
+            ((PluginSetting("one", "x", default=""),), "the setting 'one' that is not a text."),
+            ((PluginSetting("one", "x", "url", default="acme.example"),), "the setting 'one' that is not a url."),
+            (tuple(PluginSetting(f"n{number}", "x") for number in range(33)), "It declares more than 32 settings."),
+        ],
+    )
+    def test_a_broken_rule_is_a_sentence(self, settings: Any, sentence: str) -> None:
+        (fault,) = manifest_faults(Manifest(1, (FULL,), settings=settings))
+        assert sentence in fault
+
+    def test_a_float_is_refused_with_the_exact_number_to_write(self) -> None:
+        setting = PluginSetting("one", "x", "number", default=0.5)  # type: ignore[arg-type]
+        (fault,) = manifest_faults(Manifest(1, (FULL,), settings=(setting,)))
+        assert fault.startswith("In its manifest, settings[0] ('one').default should be a text or True or False or")
+        assert fault.endswith('and is of the type float. Write Decimal("0.5").')

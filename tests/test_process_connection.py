@@ -81,6 +81,31 @@ async def called() -> AsyncIterator[tuple[ProcessConnection, RawEnd]]:
         raw.close()
 
 
+@asynccontextmanager
+async def greeted() -> AsyncIterator[tuple[ProcessConnection, RawEnd]]:
+    """The same after the handshake."""
+    async with called() as (end, raw):
+        greeting = begin(end.greet(TOKEN, messages.ConfigureRequest()))
+        await raw.frame()
+        raw.send(Kind.WELCOME, 0, messages.ConfigureResponse(process_id=5).SerializeToString())
+        await greeting
+        yield end, raw
+
+
+async def storing(request: messages.ReplaceCredentialRequest) -> messages.ReplaceCredentialResponse:
+    """Says what it was asked."""
+    return messages.ReplaceCredentialResponse(credential_version=f"after {request.credential_version}")
+
+
+def asking(version: str) -> bytes:
+    return messages.ReplaceCredentialRequest(credential_version=version).SerializeToString()
+
+
+def version_in(frame: Frame) -> str:
+    assert frame.kind is Kind.ANSWER
+    return messages.ReplaceCredentialResponse.FromString(frame.body).credential_version
+
+
 def begin(call: Awaitable[Any]) -> asyncio.Task[Any]:
     return asyncio.ensure_future(call)
 
@@ -161,6 +186,42 @@ class TestService:
             assert messages.Greeting.FromString(sent).proof == service_proof(TOKEN)
             assert not any(told in sent for told in (TOKEN.encode(), process_proof(TOKEN)))
             greeting.cancel()
+
+    async def test_requests_of_the_process_are_answered_by_their_numbers(self) -> None:
+        async with greeted() as (end, raw):
+            end.replacing = storing
+            for number, version in ((1, "one"), (5, "two")):
+                raw.send(Kind.ASK, number, asking(version))
+            answers = {(frame := await raw.frame()).number: frame for _ in range(2)}
+            assert {number: version_in(frame) for number, frame in answers.items()} == {1: "after one", 5: "after two"}
+
+    @pytest.mark.parametrize(
+        ("sent", "fault"),
+        [
+            ([(1, b"")], "not answered"),
+            ([(1, b"x" * 200_000)], "too long"),
+            ([(1, b"\xff\xff")], "cannot be read"),
+            ([(2, b""), (2, b"")], "the number of an earlier one"),
+        ],
+        ids=["to_nobody", "too_long", "garbage", "twice"],
+    )
+    async def test_a_request_against_the_rules_ends_the_connection(
+        self, sent: list[tuple[int, bytes]], fault: str
+    ) -> None:
+        async with greeted() as (end, raw):
+            end.replacing = None if fault == "not answered" else storing
+            for number, body in sent:
+                raw.send(Kind.ASK, number, body)
+            while not end.ended:
+                await raw.ended()
+            assert fault in end.fault
+
+    async def test_a_request_before_the_welcome_ends_the_connection(self) -> None:
+        async with called() as (end, raw):
+            end.replacing = storing
+            raw.send(Kind.ASK, 1, asking("one"))
+            assert await raw.ended()
+            assert "before the welcome" in end.fault
 
     async def test_a_second_welcome_ends_the_connection(self) -> None:
         async with called() as (end, raw):

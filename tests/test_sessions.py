@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import threading
 import time
 import weakref
@@ -53,6 +54,7 @@ from exchange_service.testing import Fault, LoopbackVenue, venue_call
 from exchange_service.venues.answers import MAX_ROWS
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.key_states import KeyStates
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.sessions import Sessions, venue_environment
@@ -312,6 +314,164 @@ class TestLife:
         await sessions.close()
         await http.close()
         assert [client.closed for client in clients] == [True] * 3
+
+
+class Keys:
+    """Opens credentials by version: each is given as it was stored."""
+
+    def __init__(self, **stored: Credential) -> None:
+        self.stored = stored
+
+    async def open(self, reference: CredentialReference) -> Credential:
+        return self.stored[reference.version]
+
+
+def key(key: str, secret: str = "s", **metadata: Any) -> Credential:
+    return Credential.from_texts({"api_key": key, "api_secret": secret}, metadata)
+
+
+def counting(closed: list[int]) -> ScriptedPlugin:
+    """A plugin that keeps a number for each key, and answers with it."""
+    numbers = itertools.count(1)
+
+    async def answer(call: VenueCall) -> Balance:
+        async def make() -> int:
+            return next(numbers)
+
+        async def close(number: int) -> None:
+            closed.append(number)
+
+        return holding(("BTC", "1"), notes=(str(await call.key_state.get("number", make, close=close)),))
+
+    return ScriptedPlugin(answer=answer)
+
+
+class TestStateOfAKey:
+    """`fetch` for accounts of several users, whose credentials are those of their versions."""
+
+    @asynccontextmanager
+    async def opened(self, **stored: Credential) -> AsyncIterator[Sessions]:
+        http = VenueHttpPool(timeout=5.0)
+        made = Sessions(Keys(**stored).open, http)
+        try:
+            yield made
+        finally:
+            await made.close()
+            await http.close()
+        assert len(made._key_states) == 0
+
+    async def number(
+        self, sessions: Sessions, plugin: ScriptedPlugin, user: str, version: str, environment: str = "production"
+    ) -> int:
+        account = Account(user, "fakex", environment)
+        (note,) = (await fetch(sessions, plugin, reference(version, account))).notes
+        return int(note)
+
+    async def test_two_users_with_one_key_share_it_and_others_do_not(self) -> None:
+        async with self.opened(a=key("one", label="x"), b=key("one", label="y"), c=key("two")) as sessions:
+            plugin = counting([])
+            assert [await self.number(sessions, plugin, user, user) for user in "abcab"] == [1, 1, 2, 1, 1]
+
+    @pytest.mark.threat("T16")
+    @pytest.mark.parametrize(
+        "guessed",
+        [
+            key("one", "another"),
+            key("one", ""),
+            Credential.from_texts({"api_key": "one", "api_secret": "s", "passphrase": "p"}),
+            key("one", "s", refresh_token="another"),
+            key("", "s", api_key="one"),
+        ],
+        ids=["another secret", "no secret", "another passphrase", "another token", "the key elsewhere"],
+    )
+    async def test_a_user_who_knows_the_key_of_another_and_not_its_secrets_shares_nothing(
+        self, guessed: Credential
+    ) -> None:
+        async with self.opened(a=key("one"), b=guessed) as sessions:
+            plugin = counting([])
+            assert [await self.number(sessions, plugin, user, user) for user in "ab"] == [1, 2]
+
+    async def test_without_a_secret_all_values_tell_keys_apart(self) -> None:
+        stored = {
+            name: Credential(metadata={"wallet": name[:1], "more": [1, {"x": None}]}) for name in ("a1", "a2", "b")
+        }
+        async with self.opened(**stored) as sessions:
+            plugin = counting([])
+            assert [await self.number(sessions, plugin, name, name) for name in stored] == [1, 1, 2]
+
+    async def test_another_environment_exchange_or_plugin_has_another(self) -> None:
+        sandbox = (*listing().environments, Environment("sandbox", {"api": "https://test.example"}))
+        async with self.opened(a=key("one")) as sessions:
+            closed: list[int] = []
+            plugin = counting(closed)
+            plugin.manifest = replace(plugin.manifest, exchanges=(listing(environments=sandbox),))
+            assert await self.number(sessions, plugin, "a", "a") == 1
+            assert await self.number(sessions, plugin, "b", "a", "sandbox") == 2
+            plugin.manifest = replace(plugin.manifest, exchanges=(listing("other"),))
+            assert await self.number(sessions, plugin, "c", "a") == 3
+            entry = Listing(listing(), loaded(plugin, "second"))
+            target = Target(Account("d", "fakex"), entry, reference("a", Account("d", "fakex")))
+            deadline = asyncio.get_running_loop().time() + 5
+            assert read_fetched(await sessions.fetch(target, deadline, Priority())).notes == ("4",)
+
+    async def test_two_listings_of_one_credential_share_it(self) -> None:
+        async with self.opened(a=key("one")) as sessions:
+            plugin, options = counting([]), listing("quotes", credential_of="fakex")
+            assert await self.number(sessions, plugin, "a", "a") == 1
+            plugin.manifest = replace(plugin.manifest, exchanges=(options, *plugin.manifest.exchanges))
+            account = Account("a", "quotes")
+            assert (await fetch(sessions, plugin, reference("a", account))).notes == ("1",)
+
+    async def test_it_is_closed_with_the_last_session_that_uses_it_and_then_made_again(self) -> None:
+        closed: list[int] = []
+        plugin = counting(closed)
+        async with self.opened(a=key("one"), b=key("one")) as sessions:
+            for user in "ab":
+                await self.number(sessions, plugin, user, user)
+            sessions.forget(Account("a", "fakex"))
+            await sessions._closing.wait()
+            assert closed == []
+            assert await self.number(sessions, plugin, "b", "b") == 1
+            sessions.forget(Account("b", "fakex"))
+            await until(lambda: closed == [1])
+            assert await self.number(sessions, plugin, "a", "a") == 2
+        assert closed == [1, 2]
+
+    async def test_a_changed_key_gets_another_while_the_other_user_keeps_it(self) -> None:
+        closed: list[int] = []
+        plugin = counting(closed)
+        async with self.opened(a=key("one"), b=key("one"), newer=key("two")) as sessions:
+            assert [await self.number(sessions, plugin, user, user) for user in "ab"] == [1, 1]
+            assert await self.number(sessions, plugin, "a", "newer") == 2
+            assert await self.number(sessions, plugin, "b", "b") == 1
+            assert closed == []
+
+    async def test_it_stays_while_a_call_of_a_closed_session_runs(self) -> None:
+        closed: list[int] = []
+        plugin, gate = counting(closed), Gate()
+        async with self.opened(a=key("one")) as sessions:
+            await self.number(sessions, plugin, "a", "a")
+            inner = plugin.answer
+
+            async def slow(call: VenueCall) -> Balance:
+                await gate(call)
+                balance: Balance = await inner(call)
+                return balance
+
+            plugin.answer = slow
+            running = asyncio.ensure_future(self.number(sessions, plugin, "a", "a"))
+            await gate.entered.wait()
+            sessions.forget(Account("a", "fakex"))
+            plugin.answer = inner
+            assert await self.number(sessions, plugin, "b", "a") == 1
+            gate.opened.set()
+            assert await running == 1
+            assert closed == []
+
+    async def test_what_it_is_found_by_tells_nothing_outside_of_the_process(self) -> None:
+        shown = [KeyStates().take("fakex", listing(), "production", key("one")) for _ in range(2)]
+        assert shown[0].digest != shown[1].digest
+        assert "digest" not in repr(shown[0])
 
 
 class TestEnvironment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,17 @@ def test_every_command_tells_a_wrong_url_in_a_sentence(command: tuple[str, ...],
     assert "'pgbouncer'" in done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_settings_of_plugins_are_a_table_of_the_file_and_json_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings.toml").write_text(
+        '[plugin_settings.acme]\nclient_id = "abc"\nclient_secret = {env = "ACME_CLIENT_SECRET"}\n'
+    )
+    wanted = {"acme": {"client_id": "abc", "client_secret": {"env": "ACME_CLIENT_SECRET"}}}
+    with monkeypatch.context() as context:
+        context.setenv("EXCHANGE_SERVICE_CONFIG", str(tmp_path / "settings.toml"))
+        assert load_settings().plugin_settings == wanted
+    monkeypatch.setenv("EXCHANGE_SERVICE_PLUGIN_SETTINGS", json.dumps(wanted))
+    assert load_settings().plugin_settings == wanted

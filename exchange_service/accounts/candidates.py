@@ -10,12 +10,14 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.model import Account, Credential
+from exchange_service.model import Account, Credential, Secret
+from exchange_service.venues.registry import Listing
+from exchange_service.venues.replacing import ReplaceCredential
 
 OpenCredential = Callable[[CredentialReference], Awaitable[Credential]]
 
@@ -39,6 +41,25 @@ class Candidates:
             return held if held is not None else await open_credential(reference)
 
         return opening
+
+    def replacing(self, replace_credential: ReplaceCredential) -> ReplaceCredential:
+        """The same replacing of credentials, which replaces candidates too: those are stored as their venue left
+        them."""
+
+        async def replacing(
+            account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+        ) -> str | None:
+            held = self._held.get(account)
+            if held is None:
+                return await replace_credential(account, version, listing, changes)
+            self._held[account] = held.with_fields(changes)
+            return version
+
+        return replacing
+
+    def newest(self, reference: CredentialReference) -> Credential:
+        """The candidate that is being tried, with what its plugin has replaced."""
+        return self._held[reference.account]
 
     @contextmanager
     def trying(

@@ -114,7 +114,7 @@ class Accounts:
             if query.skip_check:
                 await self.attempts.leave_untried(account)
             else:
-                checked = await self._try(account, listing, credential)
+                checked, credential = await self._try(account, listing, credential)
             connected = await self._bounded(self._store(account, listing.metadata, credential, checked))
             line.outcome = "replaced" if connected.replaced else "stored"
             return connected
@@ -168,13 +168,13 @@ class Accounts:
             raise NotSupported(metadata.unsupported_reason or f"{metadata.name} is not yet supported.")
         return account, listing
 
-    async def _try(self, account: Account, listing: Listing, credential: Credential) -> Checked:
+    async def _try(self, account: Account, listing: Listing, credential: Credential) -> tuple[Checked, Credential]:
         try:
-            result = await self.attempts.of_candidate(account, listing, credential)
+            result, newest = await self.attempts.of_candidate(account, listing, credential)
         except ServiceError as error:
             failure = _of_connecting(error, listing.metadata)
         else:
-            return Checked(account, result, clock.wall())
+            return Checked(account, result, clock.wall()), newest
         raise failure
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:

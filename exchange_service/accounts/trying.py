@@ -56,10 +56,15 @@ class Attempts:
     user_key: Callable[[str], str]
     venue_timeout: float
 
-    async def of_candidate(self, account: Account, listing: Listing, credential: Credential) -> CheckResult:
-        """Try a credential that is not stored, in a session of its own. Raises as `of_stored`."""
+    async def of_candidate(
+        self, account: Account, listing: Listing, credential: Credential
+    ) -> tuple[CheckResult, Credential]:
+        """Try a credential that is not stored, in a session of its own. Returns the credential as it is to be stored:
+        its plugin may have spent a token and got another one. Raises as `of_stored`."""
         with self.candidates.trying(account, credential, self.venues.venues.forget) as reference:
-            return await self.of_stored(Target(account, listing, reference, user_key=self.user_key(account.user_id)))
+            target = Target(account, listing, reference, user_key=self.user_key(account.user_id))
+            result = await self.of_stored(target)
+            return result, self.candidates.newest(reference)
 
     async def of_stored(self, target: Target) -> CheckResult:
         """Try the credential that the target names. Raises what the venue says of it, DeadlinePassed, or

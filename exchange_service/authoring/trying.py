@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import json
 import sys
 import time
 import warnings
@@ -16,12 +17,12 @@ from typing import Any
 
 import pluggy
 
-from exchange_service.authoring.masking import Masker, credential_texts
-from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of
+from exchange_service.authoring.masking import Masker, credential_texts, secrets_given
+from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of, has_own_frame
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, ServiceError
-from exchange_service.model import Account, Credential, KeyRights, VenueReports
+from exchange_service.model import Account, Credential, KeyRights, Secret, VenueReports
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_form
 from exchange_service.testing.projects import PluginProject
@@ -30,6 +31,7 @@ from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin, load_entry_point
 from exchange_service.venues.manifests import PluginRejected
+from exchange_service.venues.plugin_settings import OperatorSettings
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions, venue_environment
@@ -56,6 +58,15 @@ class NotLoaded(Exception):
         self.reason = reason
         self.trace = trace
         self.printed = printed
+
+
+def use_settings(loaded: LoadedProject, values: OperatorSettings) -> None:
+    """Give the plugin what the operator has set for it, as the service does. Raises CannotTry if it does not fit."""
+    plugin = loaded.plugin
+    try:
+        plugin.use_settings(values.values(plugin.info, plugin.manifest.settings, (plugin.info,)))
+    except PluginRejected as rejection:
+        raise CannotTry(str(rejection)) from None
 
 
 class CannotTry(Exception):
@@ -141,6 +152,8 @@ class Trial:
     rights_error: ServiceError | None = None
     pushes: list[PushedItem] = field(default_factory=list)
     push_error: ServiceError | None = None
+    # The fields that the plugin has replaced, because the venue gave new values.
+    replaced: list[str] = field(default_factory=list)
     printed: str = ""
     # What is still open after the account's session was closed: names of tasks, and texts of warnings.
     left_tasks: list[str] = field(default_factory=list)
@@ -161,7 +174,9 @@ def load_project(project: PluginProject) -> LoadedProject:
             plugin = load_entry_point(project.point)
         except PluginRejected as rejected:
             origin = rejected.__cause__ or rejected.__context__
-            trace = "" if origin is None else describe_trace(origin, _files(project))
+            files = _files(project)
+            own = origin is not None and has_own_frame(origin, files)
+            trace = describe_trace(origin, files) if origin is not None and own else ""
             raise NotLoaded(str(rejected), trace, overheard.getvalue()) from None
     # An entry point that was read from a folder has no record of installation.
     plugin.info = project.info
@@ -256,7 +271,11 @@ async def try_plugin(
     registry = Registry((loaded.plugin,))
     account, listing = registry.account(_USER, listing.metadata.id, wish.environment, wish.account_type)
     environment = venue_environment(listing.metadata, account, credential).name
-    masker = Masker(credential_texts(credential, listing.metadata)[0])
+    secrets = credential_texts(credential, listing.metadata)[0]
+    for name, value in listing.plugin.settings.items():
+        if isinstance(value, Secret):
+            secrets.add(name, value.reveal())
+    masker = Masker(secrets)
     simulator = type(venue).__name__ if venue is not None else ""
     trial = Trial(listing, account, environment, masker, credential, where, loaded.files, wish.live, simulator)
     tap = HttpTap()
@@ -270,9 +289,22 @@ async def try_plugin(
         finally:
             await run.close()
             gc.collect()
+    _learn_secrets(trial)
     trial.blockings, trial.printed = watch.blockings, overheard.getvalue()
     trial.left_open = [str(item.message) for item in warned if issubclass(item.category, ResourceWarning)]
     return trial
+
+
+def _learn_secrets(trial: Trial) -> None:
+    """Hide also the tokens that the venue has given for the credential, wherever they are sent again."""
+    for seen in trial.requests:
+        for body in (bytes(seen.answer), *(message.text.encode() for message in seen.messages)):
+            try:
+                value = json.loads(body)
+            except (ValueError, RecursionError):
+                continue
+            for name, text in secrets_given(value):
+                trial.masker.secrets.add(f"{name} of an answer", text)
 
 
 class _Run:
@@ -288,15 +320,25 @@ class _Run:
         async def opened(_reference: CredentialReference) -> Credential:
             return trial.credential
 
-        self._sessions = Sessions(opened, self._pool, overrides={listing.metadata.id: wish.url} if wish.url else {})
+        overrides = {listing.metadata.id: wish.url} if wish.url else {}
+        self._sessions = Sessions(opened, self._pool, overrides=overrides, replace_credential=self._replace)
         reference = CredentialReference(trial.account.stored(), trial.account.stored(), "1")
         self._target = Target(trial.account, listing, reference, reports=trial.reports)
         self._observer = _observer(self)
 
+    async def _replace(
+        self, account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+    ) -> str | None:
+        """Keep what the plugin replaces for the rest of the trial, and show it nowhere."""
+        for name, value in changes.items():
+            self._trial.masker.secrets.add(name, value.reveal())
+        self._trial.credential = self._trial.credential.with_fields(changes)
+        self._trial.replaced = sorted({*self._trial.replaced, *changes})
+        return version
+
     async def make(self, venue: Any) -> None:
         manager = self._trial.listing.plugin.manager
         assert manager is not None
-        # The operator's settings of the plugin (`plugin_settings`) belong here, into the call, once there are any.
         manager.register(self._observer, "trial")
         try:
             await self._fetch()

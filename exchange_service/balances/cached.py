@@ -40,7 +40,7 @@ _ERROR_TTL = 2.0
 # Seconds for which a replica's word on how changes reach it is kept; it tells each change at once.
 _DELIVERY_TTL = 86_400.0
 # The first byte of an invalidation: what has changed.
-_BALANCE, _CREDENTIAL, _USER, _PUSH = b"b", b"c", b"u", b"p"
+_BALANCE, _CREDENTIAL, _USER, _PUSH, _REPLACEMENT = b"b", b"c", b"u", b"p", b"r"
 
 
 class CachedBalances:
@@ -68,6 +68,8 @@ class CachedBalances:
         self._listeners: dict[str, set[asyncio.Event]] = {}
         # Called with the credential id of an account whose credential has changed.
         self.on_credential: Callable[[bytes], None] = lambda _: None
+        # Called with the credential id of an account whose plugin has replaced a token in it.
+        self.on_replacement: Callable[[bytes], None] = lambda _: None
         # Called with the hash of a user of whom a credential was stored or removed.
         self.on_user: Callable[[bytes], None] = lambda _: None
         cache.add_listener(self._on_message)
@@ -288,6 +290,10 @@ class CachedBalances:
         """Tell every other replica that an account's credential was stored, has changed or has gone."""
         await publish_credential_change(self._cache, hash_key, account)
 
+    async def publish_replacement(self, hash_key: bytes, account: Account) -> None:
+        """Tell every other replica that a plugin has replaced a token in this account's credential."""
+        await self._cache.publish(_REPLACEMENT + credential_id(hash_key, account))
+
     def _on_message(self, message: bytes | None) -> None:
         if message is None:
             # Something may have been missed: the next read of each balance asks the cache again.
@@ -305,6 +311,8 @@ class CachedBalances:
             self.notify(_push_name(message[1:].decode(errors="replace")))
         elif message.startswith(_CREDENTIAL):
             self.on_credential(message[1:])
+        elif message.startswith(_REPLACEMENT):
+            self.on_replacement(message[1:])
         elif message.startswith(_USER):
             self.on_user(message[1:])
 

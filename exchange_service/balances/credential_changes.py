@@ -11,8 +11,9 @@ from cachetools import LRUCache
 
 from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.refusals import Refusals
-from exchange_service.credentials import credential_id, user_hash
+from exchange_service.credentials import CredentialReference, credential_id, user_hash
 from exchange_service.credentials.references import CachedReferences
+from exchange_service.errors import CredentialRejected
 from exchange_service.model import Account
 from exchange_service.venues.fetching import Target, Venues
 
@@ -47,6 +48,7 @@ class CredentialChanges:
         self._listeners: dict[bytes, set[Callable[[], None]]] = {}
         cached.on_credential = self.on_change
         cached.on_user = self.on_user_change
+        cached.on_replacement = self.on_replacement
 
     def note_user(self, user_id: str) -> None:
         """The user's credentials are about to be looked for."""
@@ -85,6 +87,24 @@ class CredentialChanges:
         self.on_change(credential_id(self._hash_key, account))
         self.on_user_change(user_hash(self._hash_key, account.user_id))
         await self._cached.publish_credential_change(self._hash_key, account)
+
+    async def publish_replacement(self, stored_as: Account, version: str, ancestors: tuple[str, ...]) -> None:
+        """A plugin has replaced a token in this row: use it here and on every other replica. What was opened with one
+        of the versions before stays open."""
+        for account in self._used.get(credential_id(self._hash_key, stored_as), {}):
+            self._references.renew(CredentialReference(account, stored_as, version, ancestors))
+        await self._cached.publish_replacement(self._hash_key, stored_as)
+
+    def on_replacement(self, hashed_id: bytes) -> None:
+        """Look again for the credential with this id: another replica has replaced a token in it."""
+        for account in self._used.get(hashed_id, {}):
+            self._references.forget(account)
+
+    def on_fetch_done(self, target: Target, error: BaseException | None) -> None:
+        """A fetch has ended. If the venue refuses a token that rotates, another replica may have spent it and stored
+        the next one."""
+        if isinstance(error, CredentialRejected) and target.listing.metadata.rotating_fields:
+            self._references.forget(target.reference.account)
 
     def on_change(self, hashed_id: bytes) -> None:
         """Drop what depends on the credential with this id, and have its feeds read again."""

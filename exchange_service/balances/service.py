@@ -13,6 +13,7 @@ from exchange_service.balances.freshness import Freshness
 from exchange_service.balances.keys import BalanceKeys
 from exchange_service.balances.known import KnownState, LastFetches
 from exchange_service.balances.leases import FetchResult
+from exchange_service.balances.lineage import Lineage
 from exchange_service.balances.refusals import Doubt, Refusals
 from exchange_service.balances.single_flight import LEAST_TIME, SingleFlight
 from exchange_service.credentials import CredentialReference
@@ -78,6 +79,8 @@ class Balances:
     store_pushed: Callable[[Target, FetchedBalance, float], Awaitable[FetchResult]]
     # How the last fetch of each account ended.
     fetches: LastFetches = field(default_factory=LastFetches)
+    # Which versions of credentials their plugins have made themselves.
+    lineage: Lineage = field(default_factory=Lineage)
     # By the key of the balance: how changes of the accounts that are followed here reach this replica.
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     # By the key of the balance: asking for second words.
@@ -264,6 +267,8 @@ class Balances:
                 advice=f"Add one with `exchange-service credentials add --user USER --exchange {metadata.id}"
                 f"{'' if account.environment == PRODUCTION else ' --environment ' + account.environment}`.",
             )
+        if metadata.rotating_fields and not reference.ancestors:
+            reference = replace(reference, ancestors=await self.lineage.of(reference.version))
         return reference
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from exchange_service.accounts.checking import check_target
 from exchange_service.app import open_venues
+from exchange_service.balances.replacements import Replacements
 from exchange_service.credentials.configured import open_configured_store
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.errors import CredentialMissing, NotSupported, ServiceError
@@ -85,11 +86,15 @@ async def open_checker(settings: Settings) -> AsyncIterator[Checker]:
     registry = open_registry(settings)
     store = await open_configured_store(settings)
     http = VenueHttpPool(timeout=settings.venue_timeout)
-    venues = open_venues(settings, registry, store.open, http, VenueStatus())
+    replacements = Replacements(store)
+    opening = replacements.opening(store.open, registry.rotates)
+    venues = open_venues(settings, registry, opening, http, VenueStatus(), replacements.replace)
     try:
         yield Checker(settings, venues, store, registry)
     finally:
         await venues.close()
         await http.close()
+        # A token that was spent is lost if the new one is not stored.
+        await replacements.close()
         await store.close()
         await registry.close()

@@ -25,7 +25,7 @@ from exchange_service.plugin_host.discovery import open_registry, reason_to_refu
 from exchange_service.settings import Settings
 from exchange_service.testing.demo_site import DemoSite
 from exchange_service.testing.venue import SITUATIONS, DemoVenue
-from exchange_service.venues.loading import SIMULATOR_GROUP
+from exchange_service.venues.loading import SIMULATOR_GROUP, plugin_info
 
 _MOVE_INTERVAL = 2.0
 # The user with the situation "moving", which the examples use.
@@ -76,7 +76,7 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
     async with AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="exchange-service-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        venues = await _start_venues(stack, settings)
+        venues, stand_ins = await _start_venues(stack, settings)
         site = DemoSite(venues)
         await site.start(site_port)
         stack.push_async_callback(site.stop)
@@ -93,7 +93,7 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
             changes["hash_key"] = "only for this demo"
         # A simulator is healthy for one user and broken for another: one account's trouble must not hold others up.
         demo_settings = Settings.model_validate(settings.model_dump() | changes)
-        service = await _start_service(demo_settings, settings)
+        service = await _start_service(demo_settings, settings, stand_ins)
         stack.push_async_callback(service.stop)
         users = await _store_users(service, venues)
         mover = asyncio.create_task(_move_balances(list(venues.values())), name="moving balances")
@@ -110,12 +110,15 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
         )
 
 
-async def _start_service(demo_settings: Settings, settings: Settings) -> Service:
+async def _start_service(
+    demo_settings: Settings, settings: Settings, stand_ins: Mapping[str, Mapping[str, Any]]
+) -> Service:
     """Start it, on another port for browsers if only the demo's own is taken."""
 
     async def start(demo_settings: Settings) -> Service:
         # Of the operator's settings: with their keyset third-party plugins are loaded by name only, here too.
-        return await start_service(demo_settings, registry=open_registry(settings), accounts_apart=True)
+        registry = open_registry(settings, stand_ins=stand_ins)
+        return await start_service(demo_settings, registry=registry, accounts_apart=True)
 
     try:
         return await start(demo_settings)
@@ -131,10 +134,15 @@ def _noted(users: Collection[str]) -> dict[str, str]:
     return notes | {NEW_USER: "no account yet: connect one"}
 
 
-async def _start_venues(stack: AsyncExitStack, settings: Settings) -> dict[str, DemoVenue]:
-    """Start the simulators of the plugins that the settings allow, by exchange id. One that does not start is logged
-    and left out."""
+async def _start_venues(
+    stack: AsyncExitStack, settings: Settings
+) -> tuple[dict[str, DemoVenue], dict[str, dict[str, Any]]]:
+    """Start the simulators of the plugins that the settings allow. One that does not start is logged and left out.
+
+    Returns the simulators by exchange id, and by distribution the values that they want in the plugin's settings.
+    """
     venues: dict[str, DemoVenue] = {}
+    stand_ins: dict[str, dict[str, Any]] = {}
     for point in sorted(entry_points(group=SIMULATOR_GROUP), key=lambda point: point.name):
         # It would run in this process, which may read what the service may.
         if reason := reason_to_refuse(point, settings):
@@ -151,7 +159,9 @@ async def _start_venues(stack: AsyncExitStack, settings: Settings) -> dict[str, 
             continue
         stack.push_async_callback(venue.stop)
         venues[venue.exchange_id] = venue
-    return venues
+        if venue.settings:
+            stand_ins.setdefault(plugin_info(point).distribution, {}).update(venue.settings)
+    return venues, stand_ins
 
 
 def _start_redis(stack: AsyncExitStack) -> str:

@@ -122,6 +122,11 @@ def retire(
 ) -> None:
     """Take a key that seals nothing any more out of the keyset file, and keep it in a file beside it."""
     from exchange_service.credentials.keyset_files import retired_file
+    from exchange_service.credentials.sealed_settings import settings_sealed_with
+
+    if sealed := settings_sealed_with(key, settings):
+        names = ", ".join(sealed)
+        fail(f"plugin_settings has texts that the key {key} seals: {names}; seal these again first", ExitCode.ACT)
 
     async def check_unused(store: SqlCredentialStore) -> None:
         from exchange_service.credentials.rewriting import survey

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exchange_service.authoring.recording import Written
     from exchange_service.authoring.trying import LoadedProject, Trial, Wish
     from exchange_service.model import Credential
+    from exchange_service.venues.plugin_settings import OperatorSettings
     from exchange_service.venues.registry import Listing
 
 _MILLISECONDS = 1000
@@ -151,16 +152,26 @@ async def _trial(stack: AsyncExitStack, loaded: LoadedProject, listing: Listing,
     from dataclasses import replace
 
     from exchange_service.authoring import trying
+    from exchange_service.venues.plugin_settings import OperatorSettings
 
     if wish.url or wish.live:
+        trying.use_settings(loaded, _operators_settings())
         where = f"the address {wish.url}" if wish.url else "the real venue"
         credential = _ask_credential(listing)
         return await trying.try_plugin(loaded, listing, wish, credential, where)
     venue, name = await stack.enter_async_context(trying.open_simulator(loaded, listing, wish))
+    trying.use_settings(loaded, OperatorSettings(stand_ins={loaded.plugin.info.distribution: venue.settings}))
     credential = trying.simulated_credential(venue, wish)
     shown = f"trouble {wish.trouble!r}" if wish.trouble else f"situation {wish.situation!r}"
     where = f"the simulator {name}, with a credential of the {shown}"
     return await trying.try_plugin(loaded, listing, replace(wish, url=venue.url), credential, where, venue=venue)
+
+
+def _operators_settings() -> OperatorSettings:
+    from exchange_service.cli.flags import read_settings
+    from exchange_service.plugin_host.discovery import operator_settings
+
+    return operator_settings(read_settings(None, {}))
 
 
 def _ask_credential(listing: Listing) -> Credential:
@@ -323,6 +334,8 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
         if error := report[name]:
             wait = f" (Wait {error['retry_after']:.3g} s.)" if error["retry_after"] else ""
             yield f"[bold red]{title}: {error['reason']}[/] {plain(error['message'])} {plain(error['advice'])}{wait}"
+            if error["problem"]:
+                yield f"[bold]what to change:[/] {plain(error['problem'])}"
     if report["traceback"]:
         yield ""
         yield "[bold]Raised in the plugin[/] (callers and logs do not see this):"

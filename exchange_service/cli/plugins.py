@@ -134,9 +134,11 @@ def _process(process: plugin_service_pb2.PluginProcess | None) -> tuple[str, str
 
 def add_to(parent: typer.Typer) -> None:
     """Add the command, with those for authors."""
-    from exchange_service.cli import plugin_check, plugin_new, plugin_try, plugin_update
+    from exchange_service.cli import plugin_check, plugin_new, plugin_settings, plugin_try, plugin_update
 
     app.callback()(plugins)
+    app.command()(plugin_settings.seal)
+    app.command("settings")(plugin_settings.show_settings)
     app.command()(plugin_new.new)
     app.command()(plugin_update.update)
     plugin_try.add_to(app)

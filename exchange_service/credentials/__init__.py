@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -21,11 +21,14 @@ class CredentialReference:
 
     `account` is the requested account. `stored_as` is the row that serves it, perhaps that of another exchange of the
     same plugin, if the listing names one. `version` is a keyed hash of the row's values; it changes with any of them.
+    `ancestors` are versions of which the plugin itself has made this one, by replacing a token that rotates: what was
+    opened with one of them is still the user's.
     """
 
     account: Account
     stored_as: Account
     version: str
+    ancestors: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

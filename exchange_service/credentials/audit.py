@@ -1,4 +1,4 @@
-"""The audit log of credentials: each opening, refusal and sealing, with the user and the keys.
+"""The audit log of credentials: each opening, refusal, sealing and replacing, with the user and the keys.
 
 It never contains a value, and ids of users only as keyed hashes: the same `hash_key` gives the same hash, so that
 lines can be compared without naming anybody.
@@ -22,7 +22,7 @@ PLAIN = "plain"
 
 
 class Audit:
-    """Writes one line for each opening, refusal and sealing of a row's values, and counts the refusals."""
+    """Writes one line for each opening, refusal, sealing and replacing of a row's values, and counts the refusals."""
 
     def __init__(self, hash_key: bytes) -> None:
         self._hash_key = hash_key
@@ -44,6 +44,13 @@ class Audit:
     def record_sealing(self, row: CredentialRow, keys: Collection[str]) -> None:
         """Values were sealed, or sealed again, with these keys."""
         log.info("credential.sealed", **self._describe(row), keys=sorted(keys))
+
+    def record_replacement(
+        self, row: CredentialRow, keys: Collection[str], plugin: str, fields: Collection[str]
+    ) -> None:
+        """The row's plugin has replaced these fields, because its venue gave new values; PLAIN if they are not
+        sealed."""
+        log.info("credential.replaced", **self._describe(row), keys=sorted(keys), plugin=plugin, fields=sorted(fields))
 
     def _describe(self, row: CredentialRow) -> dict[str, str]:
         account = row.account

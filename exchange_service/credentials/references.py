@@ -191,6 +191,16 @@ class CachedReferences:
         # A running request may have been answered before the change.
         self._requests.pop(account, None)
 
+    def renew(self, reference: CredentialReference) -> None:
+        """Take `reference` in place of a cached one of its ancestors: the service itself has just written it."""
+        # A running request may have been answered before the change.
+        self._requests.pop(reference.account, None)
+        entry = self._entries.get(reference.account)
+        if entry is not None and entry.reference is not None and entry.reference.version in reference.ancestors:
+            self._keep(reference.account, reference)
+        else:
+            self._entries.pop(reference.account, None)
+
     def forget_user(self, user_id: str) -> None:
         """Ask the store at the next call for any account of the user: something that the user stored has changed."""
         self._stored.pop(user_id, None)

@@ -57,7 +57,7 @@ class SqlCredentialStore:
 
     def __init__(self, engine: AsyncEngine, hash_key: bytes, vault: Vault) -> None:
         self.vault = vault
-        self._hash_key = hash_key
+        self.hash_key = hash_key
         self._database = Database(engine, "credential database", open_table)
 
     async def find(
@@ -72,17 +72,22 @@ class SqlCredentialStore:
         for exchange in exchanges:
             row = only_one([row for row in matching if row.exchange == exchange], account)
             if row is not None:
-                return CredentialReference(account, row.account, row.version(self._hash_key))
+                return CredentialReference(account, row.account, row.version(self.hash_key))
         return None
 
     async def open(self, reference: CredentialReference) -> Credential:
         """What the row holds; null columns as empty texts. CredentialUnreadable if a sealed value does not open."""
         stored = reference.stored_as
-        rows = await self.call(lambda connection, table: _select_matching(connection, table, stored))
-        row = only_one(rows, stored)
+        row = await self.read_row(stored)
         if row is None:
             raise CredentialMissing(f"The {stored.exchange_id} credential is no longer stored.")
         return read_credential(await self.vault.open_row(row))
+
+    async def read_row(self, stored_as: Account) -> CredentialRow | None:
+        """The row of this account as it is stored, or None. CredentialInvalid if there are several, or if
+        it holds a text that is too long."""
+        rows = await self.call(lambda connection, table: _select_matching(connection, table, stored_as))
+        return only_one(rows, stored_as)
 
     async def accounts(self, user_id: str) -> list[Account]:
         """Every stored account of the user, sorted; environments as the rows say, null as production."""
@@ -101,7 +106,7 @@ class SqlCredentialStore:
         their values."""
         exchange = account.exchange_id.lower()
         account = Account(account.user_id, exchange, account.environment.strip() or PRODUCTION)
-        row = self._make_row(account, credential, _storable_metadata(account, credential))
+        row = self._make_row(account, credential, storable_metadata(account, credential))
         # Before the transaction: a key may be kept elsewhere, and no connection should wait for it.
         sealed = await self.vault.seal_columns(row, plain_columns(row)) if self.vault.keys else None
         new = await self.call(
@@ -161,7 +166,7 @@ class SqlCredentialStore:
         return await self._database.call(work)
 
 
-def _storable_metadata(account: Account, credential: Credential) -> str:
+def storable_metadata(account: Account, credential: Credential) -> str:
     """The metadata as JSON text; CredentialInvalid if the credential cannot be stored or read again."""
     exchange = account.exchange_id
     try:

@@ -22,6 +22,8 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 # Seconds that a connection has to greet, and how many may be open that have not.
 _GREETING_LIMIT = 5.0
 _MOST_UNGREETED = 8
+# Seconds for which an answer of the service is waited for: longer than it waits for its database.
+_ANSWER_LIMIT = 15.0
 # Calls that run at once: more than the service has open.
 _MOST_CALLS = 20_000
 
@@ -42,6 +44,11 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._ungreeted: set[ServiceConnection] = set()
         self._service: ServiceConnection | None = None
+        plugin_server.ask_service = self._ask
+
+    async def _ask(self, request: messages.ReplaceCredentialRequest) -> messages.ReplaceCredentialResponse | None:
+        """The service's answer; None if the connection is not there any more, or no answer comes."""
+        return None if self._service is None else await self._service.ask(request)
 
     async def open(self, path: str) -> None:
         """Listen on a Unix socket at this path."""
@@ -91,6 +98,9 @@ class ServiceConnection(FramePort):
         self._greeting: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._last_number = 0
         self._calls: dict[int, asyncio.Task[None]] = {}
+        # Requests of this process that the service has not answered.
+        self._asked: dict[int, asyncio.Future[messages.ReplaceCredentialResponse | None]] = {}
+        self._last_asked = 0
         # For each stream how many of its items the service wants and has not got.
         self._wanted: dict[int, asyncio.Semaphore] = {}
 
@@ -108,6 +118,26 @@ class ServiceConnection(FramePort):
         for work in (self._greeting, *self._calls.values()):
             if work is not None:
                 work.cancel()
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(None)
+
+    async def ask(self, request: messages.ReplaceCredentialRequest) -> messages.ReplaceCredentialResponse | None:
+        """The service's answer to a request of this process; None if none comes."""
+        if self.ended:
+            return None
+        self._last_asked += 1
+        number = self._last_asked
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.send(Kind.ASK, number, request.SerializeToString())
+        try:
+            async with asyncio.timeout(_ANSWER_LIMIT):
+                reply: messages.ReplaceCredentialResponse | None = await answer
+                return reply
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[number]
 
     def take_frame(self, frame: Frame) -> None:
         """See FramePort."""
@@ -123,6 +153,9 @@ class ServiceConnection(FramePort):
         elif frame.kind is Kind.MORE:
             if (wanted := self._wanted.get(frame.number)) is not None:
                 wanted.release()
+        elif frame.kind is Kind.ANSWER:
+            if (answer := self._asked.get(frame.number)) is not None and not answer.done():
+                answer.set_result(_parsed(messages.ReplaceCredentialResponse, frame.body))
         else:
             raise FrameError(f"a frame that a service does not send ({frame.kind.name})")
 

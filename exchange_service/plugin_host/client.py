@@ -13,19 +13,23 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
+import structlog
+
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError
-from exchange_service.model import Account, Credential, KeyRights
+from exchange_service.errors import NotSupported, PluginFailed, PluginUnavailable, ServiceError
+from exchange_service.model import Account, Credential, KeyRights, Secret
 from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.launch import MEBIBYTE, OWN_MEMORY, THIRD_PARTY_MEMORY, ProcessPolicy
 from exchange_service.plugin_host.methods import code_name
 from exchange_service.plugin_host.process import PluginProcess, ServeConfig
 from exchange_service.plugin_host.protocol import (
     read_error,
+    read_replacement,
     read_reports,
     read_rights,
     write_call,
     write_credential,
+    write_error,
 )
 from exchange_service.plugin_host.sandbox import Mode, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
@@ -39,6 +43,7 @@ from exchange_service.venues.outgoing import name_in_accounts, named_in_errors
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Listing, Registry
+from exchange_service.venues.replacing import ReplaceCredential
 from exchange_service.venues.sessions import Sessions
 from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched, rows_of
@@ -52,6 +57,8 @@ _GONE = frozenset({messages.FAILURE_CODE_UNAVAILABLE, messages.FAILURE_CODE_CANC
 # Seconds between two messages of an account's pushes that are taken: less than a process leaves between them, unless
 # the plugin has changed it.
 _BETWEEN_PUSHES = 0.02
+
+log = structlog.get_logger("exchange_service.plugin_host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,10 @@ class PluginClients:
         open_credential: Callable[[CredentialReference], Awaitable[Credential]],
         settings: ProcessSettings,
         on_change: Callable[[str, str, bool], None],
+        replace_credential: ReplaceCredential | None = None,
     ) -> None:
         self._registry = registry
+        self._replace_credential = replace_credential
         self._here = here
         self._open_credential = open_credential
         self._settings = settings
@@ -122,9 +131,42 @@ class PluginClients:
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
             ports = venue_ports(plugin.manifest, overrides, settings.own_ports)
             times = (settings.venue_timeout, settings.session_idle)
-            return ServeConfig(plugin.manifest, overrides, *times, ports, plugin.info.version, loaded)
+            replacing = partial(self._answer_replacing, plugin)
+            return ServeConfig(
+                plugin.manifest,
+                overrides,
+                *times,
+                ports,
+                plugin.info.version,
+                loaded,
+                plugin.settings,
+                replacing,
+            )
 
         return Supervisor(policy, config, lambda: self._notify(name))
+
+    async def _answer_replacing(
+        self, plugin: LoadedPlugin, request: messages.ReplaceCredentialRequest
+    ) -> messages.ReplaceCredentialResponse:
+        """Store what a process of this plugin has sent, if the account is one of the plugin's."""
+        try:
+            version = await self._replace(plugin, *read_replacement(request))
+        except ServiceError as error:
+            return messages.ReplaceCredentialResponse(fault=write_error(error))
+        if version is None:
+            return messages.ReplaceCredentialResponse(changed=True)
+        return messages.ReplaceCredentialResponse(credential_version=version)
+
+    async def _replace(
+        self, plugin: LoadedPlugin, account: Account, version: str, changes: Mapping[str, Secret]
+    ) -> str | None:
+        listing = self._registry.listings.get(account.exchange_id)
+        if listing is None or listing.plugin is not plugin:
+            log.warning("plugin_host.foreign_account", plugin=plugin.info.name)
+            raise PluginFailed(f"The plugin {plugin.info.name} does not serve this exchange.")
+        if self._replace_credential is None:
+            raise NotSupported("Nothing here stores credentials that rotate.")
+        return await self._replace_credential(account, version, listing, changes)
 
     def _notify(self, name: str) -> None:
         troubles = [supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +14,16 @@ from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameError, Kin
 from exchange_service.plugin_host.methods import METHODS, Method, code_name
 from exchange_service.plugin_host.protocol import service_proof
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
+from exchange_service.tasks import TaskSet
 
 # Calls that have not ended in the process, and of them those that the service waits for no longer. A process that
 # does not end them has its health check to fail first, unless it means harm.
 _MOST_CALLS = 16_384
 _MOST_ABANDONED = 4096
+
+# Requests of a process that are not answered yet, and the bytes of one: more than any honest plugin has.
+_MOST_ASKED = 64
+_LONGEST_ASKED = 128 * 1024
 
 _CANCELLED = messages.FAILURE_CODE_CANCELLED
 _DEADLINE_EXCEEDED = messages.FAILURE_CODE_DEADLINE_EXCEEDED
@@ -38,6 +43,9 @@ class CallFailed(Exception):
         self.name = code_name(code)
         super().__init__(self.name)
 
+
+# Answers a process's request to replace a credential.
+Replacing = Callable[[messages.ReplaceCredentialRequest], Awaitable[messages.ReplaceCredentialResponse]]
 
 # An item or a reply, the end of a stream (None), or a FailureCode.
 _Outcome = bytes | int | None
@@ -84,11 +92,16 @@ class ProcessConnection(FramePort):
     """The connection to a process. Each call fails with UNAVAILABLE once it has ended.
 
     A process that sends what the rules of frames.py do not allow has its connection ended: an answer that was not asked
-    for, a second answer, an item too many.
+    for, a second answer, an item too many, more requests of its own than are answered.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        # Answers requests of the process; None: it may send none.
+        self.replacing: Replacing | None = None
+        # Requests of the process that are being answered, and the number of the last one.
+        self._asked = TaskSet()
+        self._last_asked = 0
         self._calls: dict[int, _Call] = {}
         self._last_number = 0
         self._abandoned = 0
@@ -178,6 +191,9 @@ class ProcessConnection(FramePort):
         if frame.kind is Kind.WELCOME:
             self._take_welcome(frame)
             return
+        if frame.kind is Kind.ASK:
+            self._take_request(frame)
+            return
         call = self._calls.get(frame.number)
         if call is None or frame.kind not in _ANSWERS[call.stream]:
             raise FrameError(f"an answer that was not asked for ({frame.kind.name})")
@@ -195,8 +211,27 @@ class ProcessConnection(FramePort):
             raise FrameError("an answer that was not asked for (WELCOME)")
         self._welcome.set_result(frame.body)
 
+    def _take_request(self, frame: Frame) -> None:
+        """Answer a request of the process, beside everything else."""
+        if self._welcome is None or not self._welcome.done() or frame.number <= self._last_asked:
+            raise FrameError("a request with the number of an earlier one, or before the welcome")
+        self._last_asked = frame.number
+        if self.replacing is None or len(self._asked) >= _MOST_ASKED or len(frame.body) > _LONGEST_ASKED:
+            raise FrameError("a request that is not answered, too many or too long a one")
+        try:
+            request = messages.ReplaceCredentialRequest.FromString(frame.body)
+        except DecodeError:
+            raise FrameError("a request that cannot be read") from None
+        self._asked.start(self._answer(frame.number, request, self.replacing), name="request of a plugin's process")
+
+    async def _answer(self, number: int, request: messages.ReplaceCredentialRequest, replacing: Replacing) -> None:
+        response = await replacing(request)
+        await self.writable()
+        self.send(Kind.ANSWER, number, response.SerializeToString())
+
     def on_end(self) -> None:
-        """See FramePort."""
+        """See FramePort. A request of the process that is being answered is brought to its end: a token depends on
+        it."""
         if self._welcome is not None and not self._welcome.done():
             self._welcome.set_result(_UNAVAILABLE)
         calls, self._calls = self._calls, {}

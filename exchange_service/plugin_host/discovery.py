@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import EntryPoint
+from types import MappingProxyType
+from typing import Any
 
 import structlog
 
@@ -27,6 +31,7 @@ from exchange_service.settings import Settings
 from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.loading import OURS, installed_plugins, is_recorded, plugin_info, same_distribution
 from exchange_service.venues.manifests import ManifestReply, PluginRejected
+from exchange_service.venues.plugin_settings import OperatorSettings
 from exchange_service.venues.registry import (
     Placement,
     PluginProblem,
@@ -34,6 +39,7 @@ from exchange_service.venues.registry import (
     ThirdPartyManifests,
     load_registry,
 )
+from exchange_service.venues.setting_values import SettingRefused
 
 # Of ours the one whose library takes seconds to import and megabytes to parse.
 _HEAVY = frozenset({"exchange-service-ccxt-generic"})
@@ -143,8 +149,9 @@ def _place(info: PluginInfo, settings: Settings) -> Placement:
     return placement(info, settings.plugin_processes, settings.allowed_plugins, by_name=by_name)
 
 
-def open_registry(settings: Settings) -> Registry:
-    """Every installed plugin, as the settings place them."""
+def open_registry(settings: Settings, *, stand_ins: Mapping[str, Mapping[str, Any]] | None = None) -> Registry:
+    """Every installed plugin, as the settings place them. `stand_ins`: by distribution, values that its plugins get in
+    place of those of `plugin_settings`."""
     elsewhere, problems = _choose_elsewhere(settings)
     installed, replaced = _replace(installed_plugins(), elsewhere, settings)
     points, refused = _separate(installed, lambda point: reason_to_refuse(point, settings))
@@ -159,8 +166,26 @@ def open_registry(settings: Settings) -> Registry:
         choices=settings.exchange_plugins,
         place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
+        settings=operator_settings(settings, stand_ins or {}),
         elsewhere=interpreters,
     )
+
+
+def operator_settings(
+    settings: Settings, stand_ins: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> OperatorSettings:
+    """What the settings give to plugins, with the environment and the keyset that secrets come from."""
+    return OperatorSettings(settings.plugin_settings, partial(_open_sealed, settings), os.environ, stand_ins)
+
+
+def _open_sealed(settings: Settings, plugin: str, setting: str, text: str) -> str:
+    # Late: most services have no sealed settings, and the keys' library takes its time to import.
+    from exchange_service.credentials.sealed_settings import SettingUnreadable, open_setting
+
+    try:
+        return open_setting(text, plugin, setting, settings)
+    except SettingUnreadable as unreadable:
+        raise SettingRefused(str(unreadable)) from None
 
 
 def _choose_elsewhere(settings: Settings) -> tuple[dict[str, PluginElsewhere], list[PluginProblem]]:

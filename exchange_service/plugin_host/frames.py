@@ -34,6 +34,10 @@ class Kind(IntEnum):
     REPLY = 7
     END = 8
     FAILURE = 9
+    # From the process, with a number of its own: `ReplaceCredentialRequest`. From the service, with the same number:
+    # `ReplaceCredentialResponse`.
+    ASK = 10
+    ANSWER = 11
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import subprocess
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -16,7 +16,7 @@ import structlog
 from exchange_service.model import Manifest
 from exchange_service.observability.logs import current_request_id
 from exchange_service.plugin_host.child import ChildProcess, run_in_thread
-from exchange_service.plugin_host.connection import CallFailed, ProcessConnection
+from exchange_service.plugin_host.connection import CallFailed, ProcessConnection, Replacing
 from exchange_service.plugin_host.describe_environment import LIBRARY
 from exchange_service.plugin_host.launch import (
     LaunchSpec,
@@ -38,6 +38,7 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.printable import printable
 from exchange_service.venues.manifests import write_manifest
 from exchange_service.venues.push_figures import PushFigures
+from exchange_service.venues.setting_values import SettingValues, write_values
 
 # Seconds that a process has until it serves, the plugin's import included.
 _START_LIMIT = 15.0
@@ -74,6 +75,10 @@ class ServeConfig:
     # process need not compare.
     plugin_version: str = ""
     loaded_digest: bytes = b""
+    # What the operator has set for the plugin.
+    settings: SettingValues = field(default_factory=dict, repr=False)
+    # What answers the process's requests to replace a credential; None: it may send none.
+    replacing: Replacing | None = None
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -85,6 +90,7 @@ class ServeConfig:
             session_idle=self.session_idle,
             plugin_version=self.plugin_version,
             manifest_digest=self.loaded_digest,
+            settings=write_values(self.settings),
         )
 
 
@@ -163,6 +169,7 @@ class PluginProcess:
             raise failure(f"Its process ended at once ({describe_exit(status)}).")
         try:
             self._connection = await ProcessConnection.open(self.spec.socket)
+            self._connection.replacing = config.replacing
             reply = await self._connection.greet(self.spec.token, config.request())
         except CallFailed as unanswered:
             raise StartFailed(f"Its process did not answer the handshake ({unanswered.name}).") from None

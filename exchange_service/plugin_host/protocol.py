@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
-from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, VenueReports
+from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Secret, VenueReports
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.venues.push_figures import PushFigures
@@ -17,7 +17,7 @@ from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
 # Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean.
-PROTOCOL = 8
+PROTOCOL = 9
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 # The limits of one call that are believed: far more than any venue has.
@@ -48,13 +48,14 @@ def write_call(reference: CredentialReference, account_type: str, timeout: float
         account_type=account_type,
         credential_version=reference.version,
         timeout=timeout,
+        credential_ancestors=reference.ancestors,
     )
 
 
 def read_reference(call: messages.VenueCall) -> CredentialReference:
     """The reference to the credential that the call needs."""
     account = Account(call.user_id, call.exchange_id, call.environment)
-    return CredentialReference(account, account, call.credential_version)
+    return CredentialReference(account, account, call.credential_version, tuple(call.credential_ancestors))
 
 
 def write_credential(credential: Credential) -> messages.Credential:
@@ -71,6 +72,27 @@ def read_credential(message: messages.Credential) -> Credential:
     """The credential that `write_credential` wrote."""
     texts = {name: getattr(message, name) for name in SECRET_FIELDS}
     return Credential.from_texts(texts, json.loads(message.metadata))
+
+
+def write_replacement(
+    account: Account, version: str, changes: Mapping[str, Secret]
+) -> messages.ReplaceCredentialRequest:
+    """The process's request to store new values of the account's credential."""
+    return messages.ReplaceCredentialRequest(
+        user_id=account.user_id,
+        exchange_id=account.exchange_id,
+        environment=account.environment,
+        credential_version=version,
+        changes={name: value.reveal() for name, value in changes.items()},
+    )
+
+
+def read_replacement(
+    request: messages.ReplaceCredentialRequest,
+) -> tuple[Account, str, dict[str, Secret]]:
+    """The account, the version of its session and the new values that `write_replacement` wrote."""
+    account = Account(request.user_id, request.exchange_id, request.environment)
+    return account, request.credential_version, {name: Secret(text) for name, text in request.changes.items()}
 
 
 def _plain(value: object) -> object:

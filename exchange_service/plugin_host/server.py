@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import structlog
 
 from exchange_service.credentials import CredentialReference
-from exchange_service.errors import PluginFailed, ServiceError
-from exchange_service.model import Account, Credential, VenueReports
+from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
+from exchange_service.model import Account, Credential, Secret, VenueReports
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
     process_proof,
     read_credential,
+    read_error,
     read_reference,
     write_error,
     write_pushes,
+    write_replacement,
     write_reports,
     write_rights,
 )
@@ -35,6 +37,7 @@ from exchange_service.venues.manifests import PluginRejected, manifest_digest, r
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.venues.sessions import Sessions
+from exchange_service.venues.setting_values import read_values
 from exchange_service.venues.watching import Pushed
 
 # Seconds between two messages of one account's pushes: a little more than the service needs for one.
@@ -43,6 +46,9 @@ _BETWEEN_PUSHES = 0.075
 _STUCK_AFTER = 3.0
 
 log = structlog.get_logger(__name__)
+
+
+AskService = Callable[[messages.ReplaceCredentialRequest], Awaitable[messages.ReplaceCredentialResponse | None]]
 
 
 class _CredentialNeeded(Exception):
@@ -62,9 +68,11 @@ class _ServedPlugin:
     sessions: Sessions
     http: VenueHttpPool
 
-    def serve(self, manifest: bytes) -> None:
-        """Use the service's manifest: it says which exchanges may be asked for, and which hosts may be reached."""
-        self.plugin.manifest = read_manifest(manifest)
+    def serve(self, request: messages.ConfigureRequest) -> None:
+        """Use the service's manifest and settings: the manifest says which exchanges may be asked for, and which hosts
+        may be reached."""
+        self.plugin.manifest = read_manifest(request.manifest)
+        self.plugin.use_settings(read_values(self.plugin.manifest.settings, request.settings))
         self.listings = Registry([self.plugin]).listings
 
 
@@ -77,6 +85,8 @@ class PluginServer:
         self._served: _ServedPlugin | None = None
         # The credentials of calls, each for as long as its call lasts.
         self._offered: dict[CredentialReference, Credential] = {}
+        # Sends the service a request of this process; None without a connection to it.
+        self.ask_service: AskService | None = None
 
     async def configure(self, request: messages.ConfigureRequest) -> messages.ConfigureResponse:
         """The handshake."""
@@ -84,7 +94,7 @@ class PluginServer:
         if request.protocol_version != PROTOCOL:
             problem, changed = OTHER_VERSION, True
         elif self._served is not None:
-            self._served.serve(request.manifest)
+            self._served.serve(request)
         else:
             try:
                 self._served = self._open_plugin(request)
@@ -105,10 +115,14 @@ class PluginServer:
         # Nobody else waits for this process yet.
         http.load()
         sessions = Sessions(
-            self._open_credential, http, overrides=dict(request.overrides), idle_timeout=request.session_idle
+            self._open_credential,
+            http,
+            overrides=dict(request.overrides),
+            idle_timeout=request.session_idle,
+            replace_credential=self._replace_credential,
         )
         served = _ServedPlugin(plugin, {}, sessions, http)
-        served.serve(request.manifest)
+        served.serve(request)
         return served
 
     async def _open_credential(self, reference: CredentialReference) -> Credential:
@@ -116,6 +130,27 @@ class PluginServer:
         if credential is None:
             raise _CredentialNeeded
         return credential
+
+    async def _replace_credential(
+        self, account: Account, version: str, listing: Listing, changes: Mapping[str, Secret]
+    ) -> str | None:
+        """See `ReplaceCredential`: the service does it."""
+        request = write_replacement(account, version, changes)
+        reply = None if self.ask_service is None else await self.ask_service(request)
+        outcome = None if reply is None else reply.WhichOneof("outcome")
+        if reply is None or outcome is None:
+            raise VenueUnavailable(
+                f"The new credential of {listing.metadata.name} may not be stored: the service does not answer."
+            )
+        if outcome == "fault":
+            raise read_error(reply.fault, listing.plugin.info.name)
+        return None if outcome == "changed" else reply.credential_version
+
+    def _lacks_credential(self, call: messages.VenueCall, reference: CredentialReference) -> bool:
+        """Whether the service must send the credential. A session of another version stays until then: the new one may
+        have been made by the plugin itself."""
+        served = self._served
+        return served is not None and not (call.HasField("credential") or served.sessions.serves(reference))
 
     async def check_health(self, request: messages.CheckHealthRequest) -> messages.CheckHealthResponse:
         """How many calls are stuck; that this is answered at all shows that the event loop is not blocked."""
@@ -143,6 +178,9 @@ class PluginServer:
     ) -> AsyncGenerator[messages.WatchBalanceResponse, None]:
         """The hook watch_balance: a message for each thing that it brings, and one for how it ends."""
         call, reference = request.call, read_reference(request.call)
+        if self._lacks_credential(call, reference):
+            yield messages.WatchBalanceResponse(credential_needed=True)
+            return
         if call.HasField("credential"):
             self._offered[reference] = read_credential(call.credential)
         try:
@@ -186,6 +224,8 @@ class PluginServer:
         """The plugin's answer, or its error as part of the reply."""
         reference = read_reference(call)
         offered = call.HasField("credential")
+        if self._lacks_credential(call, reference):
+            return reply(credential_needed=True)
         if offered:
             self._offered[reference] = read_credential(call.credential)
         try:
@@ -213,7 +253,7 @@ class PluginServer:
         """Close the sessions and the plugin's state."""
         if self._served is not None:
             await self._served.sessions.close()
-            await self._served.plugin.state.close()
+            await self._served.plugin.close()
             await self._served.http.close()
 
 

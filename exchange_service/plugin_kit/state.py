@@ -98,12 +98,13 @@ class State:
         if entry.close is not None:
             self._closing.start(_close(entry), name=f"state {name} closing")
 
-    async def close(self) -> None:
-        """Close every value. The host calls it; plugins do not."""
+    async def close(self, patience: float = 0.0) -> None:
+        """Close every value. The host calls it; plugins do not. Values that are being made have `patience` seconds, two
+        at most, before they are given up."""
         self._closed = True
         entries, self._entries = list(self._entries.values()), {}
         for entry in entries:
-            self._closing.start(_close(entry), name="state closing")
+            self._closing.start(_close(entry, patience), name="state closing")
         # A value that does not close in time is abandoned: the service and the other values must not wait for it.
         if not await self._closing.wait(_CLOSE_TIMEOUT):
             self._closing.cancel()
@@ -113,7 +114,9 @@ async def _make_hidden(make: Callable[[], Awaitable[Any]]) -> _Hidden:
     return _Hidden(await without_exit(make, "making a value"))
 
 
-async def _close(entry: _Entry) -> None:
+async def _close(entry: _Entry, patience: float = 0.0) -> None:
+    if not entry.task.done() and patience > 0:
+        await asyncio.wait({entry.task}, timeout=patience)
     if not entry.task.done():
         entry.task.cancel()
     await asyncio.wait({entry.task})

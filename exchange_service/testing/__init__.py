@@ -3,7 +3,7 @@
 Nothing here imports pytest. The contract suite does, and is in `exchange_service.testing.contract`.
 """
 
-from exchange_service.testing.calls import venue_call
+from exchange_service.testing.calls import StoredRow, venue_call
 from exchange_service.testing.recordings import RecordedAnswer, RecordedVenue, Recording, recorded
 from exchange_service.testing.situations import bearer_token, json_object, show_situation
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
@@ -17,6 +17,7 @@ __all__ = [
     "RecordedRequest",
     "RecordedVenue",
     "Recording",
+    "StoredRow",
     "bearer_token",
     "json_object",
     "recorded",

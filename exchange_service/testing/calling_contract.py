@@ -25,6 +25,7 @@ from exchange_service.testing.venue import DemoVenue, Fault, LoopbackVenue
 from exchange_service.venues.answers import answer_fault, undeclared_field
 from exchange_service.venues.failures import describe_failure, known_problem
 from exchange_service.venues.printing import PRINTS, printed_at
+from exchange_service.venues.setting_values import secret_texts
 
 # Seconds after its deadline within which a plugin must have ended. Busy machines are slow.
 GRACE = 3.0
@@ -79,6 +80,8 @@ class CallingContract(ListingContract):
         hidden = {field.name for field in listing.credential_fields if field.secret}
         hidden.update(name for name in ("api_secret", "passphrase") if row.get(name))
         metadata = row.get("extra_metadata") or {}
+        settings = self._setting_values(venue.settings if isinstance(venue, DemoVenue) else {})
+        self._secrets.update(secret_texts(settings))
         self._secrets.update(str(value) for name, value in {**metadata, **row}.items() if name in hidden and value)
         async with venue_call(
             listing,
@@ -89,6 +92,7 @@ class CallingContract(ListingContract):
             metadata=metadata,
             account_type=account_type,
             timeout=timeout,
+            settings=settings,
         ) as call:
             yield call
 

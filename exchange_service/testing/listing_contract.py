@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from exchange_service.venues.manifests import (
 )
 from exchange_service.venues.printing import PRINTS
 from exchange_service.venues.registry import Registry, load_registry
+from exchange_service.venues.setting_values import SettingRefused, SettingValues, read_values
 
 # A plugin imports these where it first uses them, so that a service that only lists the exchange does not load them.
 HEAVY_LIBRARIES = (
@@ -96,6 +98,22 @@ class ListingContract:
             if exchange.id == self.exchange_id:
                 return exchange
         raise AssertionError(f"the manifest does not list {self.exchange_id!r}")
+
+    def _setting_values(self, given: Mapping[str, Any]) -> SettingValues:
+        """The plugin's settings with the values that the simulator names, and the defaults."""
+        declared = self._load_manifest().settings
+        for setting in declared:
+            missing = setting.required and setting.name not in given
+            assert not missing, (
+                f"the setting {setting.name!r} is required, and the simulator has no value for it: write "
+                f"`settings = {{{setting.name!r}: ...}}` into its class, a DemoVenue"
+            )
+        unknown = sorted(set(given) - {setting.name for setting in declared})
+        assert not unknown, f"the simulator's `settings` name what the manifest does not declare: {unknown}"
+        try:
+            return read_values(declared, given)
+        except SettingRefused as refused:
+            raise AssertionError(f"the simulator's `settings` do not fit the manifest: {refused}") from None
 
     def test_the_manifest_loads_and_names_this_version_of_the_door(self, manifest: Manifest) -> None:
         assert manifest.api_version in SERVED_API_VERSIONS, "the plugin is written for another version of plugin_api"
@@ -201,7 +219,8 @@ class ListingContract:
             if exchange.capabilities.balance:
                 continue
             # Nothing listens at this address, so a plugin that sends a request anyway fails otherwise.
-            async with venue_call(exchange, override="http://127.0.0.1:1", timeout=1.0) as call:
+            defaults = read_values(manifest.settings, {})
+            async with venue_call(exchange, override="http://127.0.0.1:1", timeout=1.0, settings=defaults) as call:
                 with pytest.raises(NotSupported) as refusal:
                     await hooks.fetch_balance(call=call)
             assert refusal.value.message.endswith("."), f"{exchange.id}: the error's message must be a sentence"

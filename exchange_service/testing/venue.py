@@ -279,6 +279,10 @@ class DemoVenue(LoopbackVenue):
     # After so many moves at the latest one is pushed, if the venue pushes: some push orders, and not prices.
     moves_to_a_push: ClassVar[int] = 1
 
+    # Values for the plugin's settings, by name; a secret is a text too. The demo and the contract suite use them in
+    # place of the operator's. A plugin with a required setting needs them.
+    settings: ClassVar[Mapping[str, Any]] = {}
+
     # Where an answer names the account that it is of, such as "`account.id`"; empty if it names none.
     named_by: ClassVar[str] = ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.abc import InspectLoader
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points
@@ -20,11 +20,13 @@ import pluggy
 
 from exchange_service import plugin_api
 from exchange_service.model import Manifest, PluginInfo
+from exchange_service.observability.redaction import LIVE, Held
 from exchange_service.plugin_kit.state import State
-from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_name
+from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_names
 from exchange_service.venues.hooks import WrongHooks, register_hooks
 from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
+from exchange_service.venues.setting_values import SettingValues, read_values, secret_texts
 
 # Entry-point groups: plugins, and the simulators of their venues for the demo and the tests.
 PLUGIN_GROUP = "exchange_service"
@@ -56,6 +58,25 @@ class LoadedPlugin:
     third_party: bool = False
     refreshes: bool = False
     interpreter: Interpreter | None = None
+    # What the operator has set for it, defaults included; no log line shows the secrets among it.
+    settings: SettingValues = field(default_factory=dict, repr=False)
+    _held: Held | None = field(default=None, repr=False)
+
+    def use_settings(self, settings: SettingValues) -> None:
+        """Give these values to every call from now on."""
+        held = LIVE.hold(secret_texts(settings))
+        self._release_secrets()
+        self.settings, self._held = settings, held
+
+    def _release_secrets(self) -> None:
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    async def close(self) -> None:
+        """Close the shared state."""
+        await self.state.close()
+        self._release_secrets()
 
     @property
     def ours(self) -> bool:
@@ -189,12 +210,13 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
     validated = validate_manifest(manifest)
     _require_watch(manager.hook, validated)
     refreshes = bool(manager.hook.refresh_manifest.get_hookimpls())
-    return LoadedPlugin(info, manager, validated, State(), refreshes=refreshes)
+    defaults = read_values(validated.settings, {})
+    return LoadedPlugin(info, manager, validated, State(), refreshes=refreshes, settings=defaults)
 
 
 def _reads_the_version(module: object) -> bool:
-    """Whether the code of a plugin's module uses API_VERSION. That the module has the name says nothing: it may import
-    all of the page."""
+    """Whether the code of a plugin's module makes its manifest with API_VERSION. That the module has the name says
+    nothing: it may import all of the page."""
     if not isinstance(module, ModuleType) or not hasattr(module, "API_VERSION"):
         return False
     loader = getattr(module.__spec__, "loader", None)
@@ -203,7 +225,7 @@ def _reads_the_version(module: object) -> bool:
     # Any exception: the module is there, and what it was made of may not be any more.
     except Exception:
         return False
-    return code is not None and reads_name(code, "API_VERSION")
+    return code is not None and reads_names(code, "Manifest", "API_VERSION")
 
 
 def _require_watch(hooks: Any, manifest: Manifest) -> None:

@@ -18,10 +18,12 @@ from exchange_service.model import (
     CredentialField,
     ExchangeMetadata,
     Manifest,
+    PluginSetting,
     PushLimits,
 )
 from exchange_service.plugin_kit.key_texts import KEY_KINDS
 from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, shape
+from exchange_service.venues.setting_values import fits
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
@@ -31,6 +33,8 @@ _WORDS_FOR_SANDBOXES = ("paper", "demo", "practice", "test", "sim", "uat", "sand
 # Characters of a name, and of any other text.
 _LONGEST_NAME = 100
 _LONGEST_TEXT = 2000
+# Of a manifest.
+_MOST_SETTINGS = 32
 # Of a rate limit: requests or weights, and seconds.
 _MOST_UNITS, _LONGEST_WINDOW = 10**9, 366 * 24 * 3600
 
@@ -44,10 +48,33 @@ def broken_rules(manifest: Manifest) -> Iterator[str]:
     ids = [metadata.id for metadata in manifest.exchanges]
     for twice in sorted({exchange_id for exchange_id in ids if ids.count(exchange_id) > 1}):
         yield f"It lists the exchange id {twice[:64]!r} twice: give each listing an id of its own."
+    for fault in _setting_faults(manifest.settings):
+        yield f"It {fault}"
     for metadata in manifest.exchanges:
         where = f"The listing {metadata.id[:64]!r}"
         for fault in _listing_faults(metadata, ids):
             yield f"{where} {fault}"
+
+
+def _setting_faults(settings: Collection[PluginSetting]) -> Iterator[str]:
+    names = [setting.name for setting in settings]
+    if len(set(names)) != len(names):
+        yield "declares a setting twice."
+    if len(names) > _MOST_SETTINGS:
+        yield f"declares more than {_MOST_SETTINGS} settings."
+    for setting in settings:
+        if not _FIELD_NAME.match(setting.name):
+            yield "declares a setting whose name is not a letter followed by letters, digits and '_', at most 64."
+            continue
+        if not setting.description.strip():
+            yield f"has no description for the setting {setting.name!r}: say what the operator should write."
+        yield from _text_faults(f"the description of the setting {setting.name!r}", setting.description)
+        if setting.secret and (setting.type != "text" or setting.default is not None):
+            yield f"declares the secret {setting.name!r} with another type than text, or with a default."
+        elif setting.required and setting.default is not None:
+            yield f"has a default for the setting {setting.name!r}, which is required: leave one of the two out."
+        elif setting.default is not None and not fits(setting, setting.default):
+            yield f"has a default for the setting {setting.name!r} that is not a {setting.type}."
 
 
 def _listing_faults(metadata: ExchangeMetadata, ids: Collection[str]) -> Iterator[str]:
@@ -161,7 +188,10 @@ def _address_faults(url: str, where: str) -> Iterator[str]:
         yield f'without a host, or with a wrong one {where}: write it whole, as in "https://api.acme.example".'
         return
     if parts.scheme not in ("https", "wss"):
-        yield f'that does not begin with https:// or wss:// {where}: write "https://..." in place of "{parts.scheme[:16]}://...".'
+        yield (
+            f'that does not begin with https:// or wss:// {where}: write "https://..." in place of '
+            f'"{parts.scheme[:16]}://...".'
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         yield f"that holds more than scheme, host and path {where}: leave the rest out, and send it with a request."
 
@@ -213,6 +243,10 @@ def _field_faults(credential_fields: Collection[CredentialField]) -> Iterator[st
             yield f"must mark the credential field {field.name!r} as secret."
         if not set(field.private_keys or ()) <= set(KEY_KINDS):
             yield f"names a kind of private key for {field.name!r} that is not one of {', '.join(KEY_KINDS)}."
+        if field.rotates and field.name == "api_key":
+            yield "says that api_key rotates: only api_secret, passphrase and fields of the metadata can be replaced."
+        if field.rotates and not field.secret:
+            yield f"must mark the credential field {field.name!r} as secret, because it rotates."
         for name in ("label", "description"):
             yield from _text_faults(f"the {name} of the credential field {field.name!r}", getattr(field, name))
 

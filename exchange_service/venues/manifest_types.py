@@ -8,7 +8,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from exchange_service.model import ExchangeMetadata, Manifest
+from exchange_service.model import ExchangeMetadata, Manifest, PluginSetting
 
 # What each type is called in a sentence: one value, and several.
 _WORDS = {str: ("a text", "texts"), bool: ("True or False", "truth values"), int: ("a whole number", "numbers")}
@@ -42,8 +42,13 @@ def _field_types(kind: Any) -> dict[str, Any]:
 def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
     origin = get_origin(kind)
     if origin in (Union, UnionType):
-        if value is not None or NoneType not in get_args(kind):
-            yield from _in_value(value, next(part for part in get_args(kind) if part is not NoneType), path)
+        parts = [part for part in get_args(kind) if part is not NoneType]
+        if value is None and NoneType in get_args(kind):
+            return
+        if len(parts) == 1:
+            yield from _in_value(value, parts[0], path)
+        elif type(value) not in parts:
+            yield _sentence(path, " or ".join(map(_one, parts)), value) + _exact_number(value)
     elif origin is tuple:
         yield from _in_tuple(value, get_args(kind)[0], path)
     elif origin is Literal:
@@ -63,6 +68,10 @@ def _in_value(value: Any, kind: Any, path: str) -> Iterator[str]:
 def _unquoted(kind: Any, value: Any) -> str:
     """What to write in place of a text, for a number or a truth value."""
     return " Write it without quotes." if kind in (int, bool) and isinstance(value, str) else ""
+
+
+def _exact_number(value: Any) -> str:
+    return f' Write Decimal("{value}").' if type(value) is float else ""
 
 
 def _in_tuple(value: Any, kind: Any, path: str) -> Iterator[str]:
@@ -86,9 +95,10 @@ def _in_tuple(value: Any, kind: Any, path: str) -> Iterator[str]:
 
 
 def _place(path: str, place: int, item: Any) -> str:
-    """Which element it is; a listing has its id beside the number, by which its author finds it."""
-    named = f" ({item.id[:64]!r})" if isinstance(item, ExchangeMetadata) and isinstance(item.id, str) else ""
-    return f"{path}[{place}]{named}"
+    """Which element it is; a listing and a setting have their names beside the number, by which an author finds it."""
+    name = {ExchangeMetadata: "id", PluginSetting: "name"}.get(type(item), "")
+    own = getattr(item, name) if name else None
+    return f"{path}[{place}]" + (f" ({own[:64]!r})" if isinstance(own, str) else "")
 
 
 def _in_mapping(value: Any, kind: Any, path: str) -> Iterator[str]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING
 
 import structlog
 
-from exchange_service.model import Manifest
+from exchange_service.model import Manifest, PluginSetting
 from exchange_service.plugin_api import API_VERSION, SERVED_API_VERSIONS
 from exchange_service.tasks import beside_the_loop
 from exchange_service.venues.manifest_rules import broken_rules
@@ -88,7 +89,24 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 def read_manifest(data: bytes) -> Manifest:
     """The manifest that `write_manifest` wrote; ValueError for anything else."""
-    return _manifest_adapter().validate_json(data, strict=True)
+    manifest = _manifest_adapter().validate_json(data, strict=True)
+    if not any(_is_written_number(setting) for setting in manifest.settings):
+        return manifest
+    return replace(manifest, settings=tuple(map(_with_exact_default, manifest.settings)))
+
+
+def _is_written_number(setting: PluginSetting) -> bool:
+    return setting.type == "number" and isinstance(setting.default, str)
+
+
+def _with_exact_default(setting: PluginSetting) -> PluginSetting:
+    """JSON has a Decimal as a text."""
+    if not _is_written_number(setting):
+        return setting
+    try:
+        return replace(setting, default=Decimal(str(setting.default)))
+    except ArithmeticError:
+        raise ValueError("a default is not a number") from None
 
 
 def manifest_digest(manifest: Manifest) -> bytes:

@@ -11,7 +11,15 @@ from functools import partial
 from importlib.metadata import EntryPoint
 
 from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
-from exchange_service.model import ALL_ACCOUNT_TYPES, SANDBOX, Account, ExchangeMetadata, Manifest, PluginInfo
+from exchange_service.model import (
+    ALL_ACCOUNT_TYPES,
+    SANDBOX,
+    Account,
+    ExchangeMetadata,
+    Manifest,
+    PluginInfo,
+    PluginSetting,
+)
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.loading import (
@@ -24,6 +32,8 @@ from exchange_service.venues.loading import (
 )
 from exchange_service.venues.lookalikes import shape
 from exchange_service.venues.manifests import ManifestReply, PluginRejected, refreshed_manifest, validate_manifest
+from exchange_service.venues.plugin_settings import OperatorSettings
+from exchange_service.venues.setting_values import SettingValues
 
 # Longer than this is no slip of the pen for any id, and the search takes longer the longer the text is.
 _LONGEST_SLIP = 40
@@ -77,6 +87,10 @@ class ThirdPartyManifests:
     refresh: Callable[[PluginInfo], Awaitable[Manifest | None]]
 
 
+# The values of a plugin that declares these settings; PluginRejected if the operator's do not fit.
+SettingsOfPlugins = Callable[[PluginInfo, Sequence[PluginSetting]], SettingValues]
+
+
 class Registry:
     """The loaded plugins, and the listings that they serve."""
 
@@ -86,9 +100,15 @@ class Registry:
         problems: Iterable[PluginProblem] = (),
         choices: Mapping[str, str] | None = None,
         third_party: ThirdPartyManifests | None = None,
+        settings: SettingsOfPlugins | None = None,
+        declared: Mapping[PluginInfo, tuple[PluginSetting, ...]] | None = None,
     ) -> None:
         self.plugins = tuple(plugins)
         self._third_party = third_party
+        self._settings = settings
+        # What the operator can set, of each plugin whose manifest was read: also of one that is not loaded because its
+        # settings are wrong.
+        self.declared = dict(declared or {})
         self._load_problems = tuple(problems)
         self._choices = dict(choices or {})
         # Rises whenever the listings may have changed: what was computed from them is then out of date.
@@ -176,6 +196,11 @@ class Registry:
         advice = f"Did you mean {near[0]!r}?" if near else "See `exchange-service exchanges` for all ids."
         raise ExchangeUnknown(f"No exchange has the id {exchange_id[:64]!r}.", advice=advice)
 
+    def rotates(self, account: Account) -> bool:
+        """Whether the account's plugin may replace a field of its credential."""
+        listing = self.listings.get(account.exchange_id)
+        return listing is not None and bool(listing.metadata.rotating_fields)
+
     def account(
         self, user_id: str, exchange_id: str, environment: str, account_type: str = "", *, suggest: bool = True
     ) -> tuple[Account, Listing]:
@@ -198,9 +223,17 @@ class Registry:
         """Ask each plugin that may have one for a newer manifest, and merge the listings again after each."""
         for plugin in self.plugins:
             manifest = await self._refreshed_manifest(plugin)
-            if manifest is not None:
+            if manifest is None:
+                continue
+            try:
+                if self._settings is not None:
+                    plugin.use_settings(self._settings(plugin.info, manifest.settings))
                 plugin.manifest = manifest
-                self._merge()
+            except PluginRejected as rejection:
+                # It serves on with the manifest and the settings that it has.
+                reason = f"Its newer manifest is not used. {rejection}"
+                self._load_problems = (*self._load_problems, PluginProblem(plugin.info, reason, notice=True))
+            self._merge()
 
     async def _refreshed_manifest(self, plugin: LoadedPlugin) -> Manifest | None:
         if plugin.manager is not None:
@@ -212,7 +245,7 @@ class Registry:
     async def close(self) -> None:
         """Close the plugins' shared state."""
         for plugin in self.plugins:
-            await plugin.state.close()
+            await plugin.close()
 
 
 def _without_lookalikes(claims: Sequence[Listing]) -> tuple[list[Listing], list[PluginProblem]]:
@@ -297,12 +330,14 @@ def load_registry(
     third_party: ThirdPartyManifests | None = None,
     elsewhere: Mapping[PluginInfo, Interpreter] | None = None,
     left_out: Iterable[PluginProblem] = (),
+    settings: OperatorSettings | None = None,
 ) -> Registry:
     """Load the plugins of `points`, which are all installed ones by default.
 
     `choices`: by exchange id, the distribution that serves an id which two plugins claim. `place`: where each plugin
     runs. `elsewhere`: further plugins, each with the interpreter that runs it; they are read as third-party ones are.
-    `left_out`: the plugins that are not among `points`, with the reasons.
+    `left_out`: the plugins that are not among `points`, with the reasons. `settings`: what the operator has set
+    for the plugins.
     """
     plugins: list[LoadedPlugin] = []
     problems = list(left_out)
@@ -311,16 +346,23 @@ def load_registry(
     apart = [info for info, _ in here if place(info) is Placement.THIRD_PARTY] + list(elsewhere)
     replies = third_party.read(apart) if third_party and apart else ()
     by_plugin = dict(zip(apart, replies, strict=False))
-    for info, point in sorted([*here, *((info, None) for info in elsewhere)], key=_load_order):
+    ordered = sorted([*here, *((info, None) for info in elsewhere)], key=_load_order)
+    declared: dict[PluginInfo, tuple[PluginSetting, ...]] = {}
+    settings_of = partial((settings or OperatorSettings()).values, installed=[info for info, _ in ordered])
+    for info, point in ordered:
         try:
             if point is None or info in apart:
-                plugins.append(_load_apart(info, by_plugin.get(info), elsewhere.get(info)))
+                plugin = _load_apart(info, by_plugin.get(info), elsewhere.get(info))
             else:
-                plugins.append(_load_placed(point, place(info)))
+                plugin = _load_placed(point, place(info))
+            declared[info] = plugin.manifest.settings
+            plugin.use_settings(settings_of(info, plugin.manifest.settings))
         except PluginRejected as rejection:
             detail = f"It runs on {elsewhere[info].command}." if info in elsewhere else ""
             problems.append(PluginProblem(info, str(rejection), detail=detail))
-    return Registry(plugins, problems, choices, third_party)
+        else:
+            plugins.append(plugin)
+    return Registry(plugins, problems, choices, third_party, settings_of, declared)
 
 
 def _load_apart(

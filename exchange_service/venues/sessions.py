@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -41,13 +42,21 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answer_times import noting_answers
-from exchange_service.venues.answers import read_balance, read_key_rights, translate_error, undeclared_field
+from exchange_service.venues.answers import (
+    read_balance,
+    read_key_rights,
+    translate_error,
+    undeclared_field,
+    with_problem,
+)
 from exchange_service.venues.blocking import BLOCKS, WATCH, Step
 from exchange_service.venues.failures import known_problem
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.key_states import KeyState, KeyStates
 from exchange_service.venues.priority import Priority
 from exchange_service.venues.registry import Listing
+from exchange_service.venues.replacing import ReplaceCredential, check_changes
 from exchange_service.venues.watching import Pushed, Watch
 from exchange_service.wire.balances import FetchedBalance
 
@@ -58,6 +67,15 @@ _SWEEP_INTERVAL = 30.0
 _BLOCKED_SHARE = 0.5
 # Seconds that a watch which is given up has to end.
 _ENDING = 0.5
+# Seconds for which a call may still come with a version that was replaced: longer than a reference is cached.
+_IN_FLIGHT = 60.0
+# Seconds for which a request may go on after its call's deadline where a token rotates: its answer holds the only one
+# that still works.
+_FOR_TOKENS = 5.0
+# Seconds that a refresh has to end when its session is closed, for the same reason.
+_LAST_REFRESH = 1.5
+# Credentials of one session that log lines hide: the newest, and the one before.
+_MOST_HIDDEN = 2
 # The innermost places of an exception that a log line names: the plugin's own among them, also below our session.
 _MOST_PLACES = 6
 # Seconds that are no blocking, however little time a call had.
@@ -71,16 +89,62 @@ class _Session:
     """One account's opened credential and state, while it is in use or was lately."""
 
     version: str
-    opened: asyncio.Task[Credential]
+    opened: asyncio.Future[Credential]
     state: State = field(default_factory=State)
     users: int = 0
     idle_since: float = 0.0
     # Another version has taken its place, or it was forgotten; it is closed when its last call ends.
     retired: bool = False
     # While it is open, no log line shows what it opened.
-    held: Held | None = None
+    held: list[Held] = field(default_factory=list)
+    hidden: asyncio.Future[Credential] | None = None
+    # Shared with the other sessions of the same key; taken once the credential is opened.
+    shared: KeyState | None = None
     # Watches that run with it, to be ended when it is retired.
     watches: set[asyncio.Task[None]] = field(default_factory=set)
+    # Calls in progress: they are given what their plugin replaces.
+    calls: list[VenueCall] = field(default_factory=list)
+    # Versions that the plugin has replaced, and until when a call may still bring them, in the loop's time.
+    earlier: dict[str, float] = field(default_factory=dict)
+    # Whether its plugin may replace a token.
+    rotates: bool = False
+
+    def serves(self, version: str) -> bool:
+        """Whether it is the session of this version, or of one that its plugin has made this one of a moment ago."""
+        return version == self.version or self.earlier.get(version, 0.0) > asyncio.get_running_loop().time()
+
+    def has_failed(self) -> bool:
+        """Whether its credential could not be opened."""
+        return self.opened.done() and not _has_opened(self.opened)
+
+    def follow(self, version: str) -> None:
+        """Become the session of a version that the plugin has made of its own."""
+        if version != self.version:
+            now = asyncio.get_running_loop().time()
+            self.earlier = {name: until for name, until in self.earlier.items() if until > now}
+            self.earlier[self.version] = now + _IN_FLIGHT
+            self.version = version
+
+    def use(self, credential: Credential, metadata: ExchangeMetadata) -> None:
+        """Give this credential to the calls in progress, and to those that come."""
+        self.opened = asyncio.get_running_loop().create_future()
+        self.opened.set_result(credential)
+        self.show(credential)
+        self.hide(credential, metadata)
+
+    def show(self, credential: Credential) -> None:
+        """Give this credential to the calls in progress."""
+        for call in self.calls:
+            # The plugin itself changes nothing there.
+            object.__setattr__(call, "credential", credential)
+
+    def hide(self, credential: Credential, metadata: ExchangeMetadata) -> None:
+        """Keep this credential out of log lines."""
+        self.hidden, self.rotates = self.opened, bool(metadata.rotating_fields)
+        self.held.append(LIVE.hold(_secret_texts(credential, metadata)))
+        for held in self.held[:-_MOST_HIDDEN]:
+            held.release()
+        del self.held[:-_MOST_HIDDEN]
 
 
 class Sessions:
@@ -93,12 +157,15 @@ class Sessions:
         *,
         overrides: Mapping[str, str] | None = None,
         idle_timeout: float = 300.0,
+        replace_credential: ReplaceCredential | None = None,
     ) -> None:
         self._open_credential = open_credential
+        self._replace_credential = replace_credential
         self._http = http
         self._overrides = dict(overrides or {})
         self._idle_timeout = idle_timeout
         self._sessions: dict[Account, _Session] = {}
+        self._key_states = KeyStates()
         self._sweeper: asyncio.Task[None] | None = None
         self._closing = TaskSet()
         # Calls that ran past their deadline and were cancelled, with the time of that, until they have ended.
@@ -141,7 +208,7 @@ class Sessions:
 
         task = asyncio.create_task(_run_hook(listing, call, run), name=f"watch {call.exchange.id}")
         session.watches.add(task)
-        task.add_done_callback(lambda _: self._on_watch_end(session, task, watch))
+        task.add_done_callback(lambda _: self._on_watch_end(session, call, task, watch))
         try:
             async with aclosing(watch.items(lambda answer: _read_apart(answer, listing, call))) as items:
                 async for item in items:
@@ -152,7 +219,7 @@ class Sessions:
                 # Who follows the account next, or has the slot next, finds its subscription ended.
                 await asyncio.wait({task}, timeout=_ENDING)
 
-    def _on_watch_end(self, session: _Session, task: asyncio.Task[None], watch: Watch) -> None:
+    def _on_watch_end(self, session: _Session, call: VenueCall, task: asyncio.Task[None], watch: Watch) -> None:
         session.watches.discard(task)
         error = None if task.cancelled() else task.exception()
         by_us = not isinstance(error, ServiceError)
@@ -160,21 +227,44 @@ class Sessions:
             # The credential has changed or gone.
             error = VenueUnavailable("The account's session was closed.", retry_after=0.0)
         watch.end(without_origin(error), drop=by_us)
-        self._release(session)
+        self._release(session, call)
 
     async def _begin(self, target: Target, deadline: float) -> tuple[_Session, VenueCall]:
         """The account's session, which is in use until `_release`, and a call with it."""
         session = self._session(target.reference)
         session.users += 1
         try:
-            credential = await target.opened(asyncio.shield(session.opened))
-            await self._http.loaded()
-            if session.held is None:
-                session.held = LIVE.hold(_secret_texts(credential, target.listing.metadata))
-            return session, self._venue_call(target, credential, session.state, deadline)
+            credential = await self._opened(session, target)
+            if session.hidden is not session.opened:
+                session.hide(credential, target.listing.metadata)
+            call = self._venue_call(target, credential, session, deadline)
+            session.calls.append(call)
+            return session, call
         except BaseException:
             self._release(session)
             raise
+
+    async def _opened(self, session: _Session, target: Target) -> Credential:
+        """The session's credential as it is now."""
+        while True:
+            opened = session.opened
+            credential = await target.opened(asyncio.shield(opened))
+            await self._http.loaded()
+            # The plugin may have replaced it meanwhile.
+            if session.opened is opened:
+                return credential
+
+    async def _replace(self, session: _Session, account: Account, listing: Listing, changes: Mapping[str, str]) -> bool:
+        """See `VenueCall.replace_credential`."""
+        if self._replace_credential is None:
+            raise NotSupported("The credentials of this process are not stored by the service, and cannot be replaced.")
+        checked = check_changes(listing.metadata, listing.plugin.info.name, changes)
+        # What the venue was given is of no use any more, whatever becomes of the new value.
+        session.use((await asyncio.shield(session.opened)).with_fields(checked), listing.metadata)
+        version = await self._replace_credential(account, session.version, listing, checked)
+        if version is not None:
+            session.follow(version)
+        return version is not None
 
     async def _call_plugin(self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]]) -> T:
         """What `read` makes of a call of the plugin with the account's session, within the deadline."""
@@ -183,7 +273,7 @@ class Sessions:
         run = _MeasuredRun(_run_apart(listing, call, read), listing.plugin.info.name)
         task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
-        task.add_done_callback(lambda _: self._release(session))
+        task.add_done_callback(lambda _: self._release(session, call))
         return await self._wait_for(task, listing, call, run)
 
     async def _wait_for(self, task: asyncio.Task[T], listing: Listing, call: VenueCall, run: _MeasuredRun[T]) -> T:
@@ -225,50 +315,77 @@ class Sessions:
         limit = asyncio.get_running_loop().time() - seconds
         return sum(since < limit for since in self._left_behind.values())
 
-    def _release(self, session: _Session) -> None:
+    def _release(self, session: _Session, call: VenueCall | None = None) -> None:
         session.users -= 1
+        session.calls = [other for other in session.calls if other is not call]
         session.idle_since = asyncio.get_running_loop().time()
         self._close_if_done(session)
 
     def _close_if_done(self, session: _Session) -> None:
         """Close a retired session that no call uses, in a task of its own: a plugin's closing may take its time."""
         if session.retired and not session.users:
-            if session.held is not None:
-                session.held.release()
-            self._closing.start(session.state.close(), name="session closing")
+            for held in session.held:
+                held.release()
+            patience = _LAST_REFRESH if session.rotates else 0.0
+            self._closing.start(session.state.close(patience), name="session closing")
+            last = None if session.shared is None else self._key_states.release(session.shared)
+            if last is not None:
+                self._closing.start(last.close(), name="key state closing")
 
     def _session(self, reference: CredentialReference) -> _Session:
         session = self._sessions.get(reference.account)
-        failed = session is not None and session.opened.done() and not _has_opened(session.opened)
-        if session is not None and session.version == reference.version and not failed:
+        if session is not None and session.serves(reference.version):
+            if session.has_failed():
+                session.opened = self._opening(reference)
+            return session
+        if session is not None and session.version in reference.ancestors:
+            # The plugin has made this version itself, here or in another replica: what it keeps is still the user's.
+            session.follow(reference.version)
+            session.opened = opening = self._opening(reference)
+            opening.add_done_callback(partial(_show, session))
             return session
         self._start_sweeper()
-        opening = asyncio.ensure_future(self._open_credential(reference))
-        opening.add_done_callback(_has_opened)
-        self._sessions[reference.account] = new = _Session(reference.version, opening)
+        self._sessions[reference.account] = new = _Session(reference.version, self._opening(reference))
         if session is not None:
             # A credential that has changed must not be used through an old token or client any more.
             self._retire(session)
         return new
 
-    def _venue_call(self, target: Target, credential: Credential, state: State, deadline: float) -> VenueCall:
+    def _opening(self, reference: CredentialReference) -> asyncio.Future[Credential]:
+        opening = asyncio.ensure_future(self._open_credential(reference))
+        opening.add_done_callback(_has_opened)
+        return opening
+
+    def serves(self, reference: CredentialReference) -> bool:
+        """Whether the account has a session of this version whose credential is open, or is being opened."""
+        session = self._sessions.get(reference.account)
+        return session is not None and session.serves(reference.version) and not session.has_failed()
+
+    def _venue_call(self, target: Target, credential: Credential, session: _Session, deadline: float) -> VenueCall:
         metadata = target.listing.metadata
         known = target.reference.account
         account = Account(known.user_id, known.exchange_id, known.environment, target.account.account_type)
         environment = venue_environment(metadata, account, credential)
+        until = deadline + (_FOR_TOKENS if metadata.rotating_fields else 0.0)
         override = self._overrides.get(f"{metadata.id}.{environment.name}") or self._overrides.get(metadata.id, "")
+        if session.shared is None:
+            name = target.listing.plugin.info.name
+            session.shared = self._key_states.take(name, metadata, environment.name, credential)
         return VenueCall(
             exchange=metadata,
             account=account,
             environment=environment,
             credential=credential,
-            http=self._http.http(metadata, environment, override).for_call(deadline),
-            public_http=self._http.http(metadata, environment, override, public=True).for_call(deadline),
+            http=self._http.http(metadata, environment, override).for_call(until),
+            public_http=self._http.http(metadata, environment, override, public=True).for_call(until),
             deadline=deadline,
             plugin_state=target.listing.plugin.state,
-            account_state=state,
+            account_state=session.state,
+            key_state=session.shared.state,
+            settings=target.listing.plugin.settings,
             override=override,
             reports=target.reports,
+            replacing=partial(self._replace, session, known, target.listing),
         )
 
     def _retire(self, session: _Session) -> None:
@@ -351,6 +468,12 @@ def _has_opened(task: asyncio.Future[Credential]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+def _show(session: _Session, opening: asyncio.Future[Credential]) -> None:
+    """Give what was opened to the calls in progress, unless the plugin has replaced it meanwhile."""
+    if session.opened is opening and _has_opened(opening):
+        session.show(opening.result())
+
+
 def _has_blocked(run: _MeasuredRun[Any], allowed: float) -> bool:
     """Whether a run that was `allowed` so many seconds has kept the loop busy for most of them."""
     return run.busy > max(_LEAST_BLOCKED, allowed * _BLOCKED_SHARE)
@@ -366,9 +489,12 @@ def _blocked(listing: Listing, run: _MeasuredRun[Any]) -> PluginFailed:
         seconds=seconds,
         **({"at": run.blocked_at} if run.blocked_at else {}),
     )
-    return PluginFailed(
-        f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
-        advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
+    return with_problem(
+        PluginFailed(
+            f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
+            advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
+        ),
+        BLOCKS,
     )
 
 
@@ -460,9 +586,12 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
     except VenueError as error:
         if problem := undeclared_field(error, call.exchange):
             log.error("plugin.failed", plugin=name, exchange=call.exchange.id, problem=problem)
-            raise PluginFailed(
-                f"The plugin {name} reads a field of the credential that its listing does not ask for.",
-                advice="Report it to the plugin's author; the service's log says which one.",
+            raise with_problem(
+                PluginFailed(
+                    f"The plugin {name} reads a field of the credential that its listing does not ask for.",
+                    advice="Report it to the plugin's author; the service's log says which one.",
+                ),
+                problem,
             ) from None
         raise translate_error(error, name) from None
     except TimeoutError:
@@ -480,7 +609,10 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
             at=raised_at(error, most=_MOST_PLACES),
             **({"problem": problem} if problem else {}),
         )
-        raise PluginFailed(
-            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
-            advice="Report it to the plugin's author; the service's log says where.",
+        raise with_problem(
+            PluginFailed(
+                f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
+                advice="Report it to the plugin's author; the service's log says where.",
+            ),
+            problem,
         ) from None

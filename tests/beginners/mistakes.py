@@ -342,8 +342,8 @@ AT_LOAD: dict[str, Mistake] = {
         '"production"',
         '"live"',
         (
-            "The listing 'acme' has an environment \"live\". Environments are called 'production' and 'sandbox', one of "
-            'each at most: write Environment("production", {...}, aliases=("live",)).'
+            "The listing 'acme' has an environment \"live\". Environments are called 'production' and 'sandbox', one "
+            'of each at most: write Environment("production", {...}, aliases=("live",)).'
         ),
     ),
 }

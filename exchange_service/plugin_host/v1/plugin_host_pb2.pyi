@@ -161,6 +161,22 @@ class ConfigureRequest(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     PROTOCOL_VERSION_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     OVERRIDES_FIELD_NUMBER: builtins.int
@@ -168,6 +184,7 @@ class ConfigureRequest(google.protobuf.message.Message):
     SESSION_IDLE_FIELD_NUMBER: builtins.int
     PLUGIN_VERSION_FIELD_NUMBER: builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The service's `PROTOCOL`; a process with another one says so and serves nothing."""
     manifest: builtins.bytes
@@ -186,6 +203,10 @@ class ConfigureRequest(google.protobuf.message.Message):
     def overrides(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The operator's venue URLs by exchange id or "id.environment"."""
 
+    @property
+    def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What the operator has set for this plugin, by name: each value as a text, secrets in the clear, defaults included."""
+
     def __init__(
         self,
         *,
@@ -196,8 +217,9 @@ class ConfigureRequest(google.protobuf.message.Message):
         session_idle: builtins.float = ...,
         plugin_version: builtins.str = ...,
         manifest_digest: builtins.bytes = ...,
+        settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "venue_timeout", b"venue_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "venue_timeout", b"venue_timeout"]) -> None: ...
 
 Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest
 
@@ -314,6 +336,7 @@ class VenueCall(google.protobuf.message.Message):
     CREDENTIAL_VERSION_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
     CREDENTIAL_FIELD_NUMBER: builtins.int
+    CREDENTIAL_ANCESTORS_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The account's user, as in exchange_service.v1.GetBalanceRequest."""
     exchange_id: builtins.str
@@ -330,6 +353,10 @@ class VenueCall(google.protobuf.message.Message):
     def credential(self) -> Global___Credential:
         """Set only if the process replied `credential_needed`: it has no session for this account and version."""
 
+    @property
+    def credential_ancestors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Earlier versions of which the plugin itself has made this one: a session that was opened with one of them stays."""
+
     def __init__(
         self,
         *,
@@ -340,9 +367,10 @@ class VenueCall(google.protobuf.message.Message):
         credential_version: builtins.str = ...,
         timeout: builtins.float = ...,
         credential: Global___Credential | None = ...,
+        credential_ancestors: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["credential", b"credential"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "credential", b"credential", "credential_version", b"credential_version", "environment", b"environment", "exchange_id", b"exchange_id", "timeout", b"timeout", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "credential", b"credential", "credential_ancestors", b"credential_ancestors", "credential_version", b"credential_version", "environment", b"environment", "exchange_id", b"exchange_id", "timeout", b"timeout", "user_id", b"user_id"]) -> None: ...
 
 Global___VenueCall: typing_extensions.TypeAlias = VenueCall
 
@@ -375,6 +403,88 @@ class Credential(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["api_key", b"api_key", "api_secret", b"api_secret", "metadata", b"metadata", "passphrase", b"passphrase"]) -> None: ...
 
 Global___Credential: typing_extensions.TypeAlias = Credential
+
+@typing.final
+class ReplaceCredentialRequest(google.protobuf.message.Message):
+    """The process's own request, the body of a frame of its own kind: store new values of an account's credential."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ChangesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    USER_ID_FIELD_NUMBER: builtins.int
+    EXCHANGE_ID_FIELD_NUMBER: builtins.int
+    ENVIRONMENT_FIELD_NUMBER: builtins.int
+    CREDENTIAL_VERSION_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    user_id: builtins.str
+    """The account's user."""
+    exchange_id: builtins.str
+    """The id of the listing."""
+    environment: builtins.str
+    """The environment's own name, not an alias."""
+    credential_version: builtins.str
+    """The version of the account's session."""
+    @property
+    def changes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """The new values by the names of their credential fields."""
+
+    def __init__(
+        self,
+        *,
+        user_id: builtins.str = ...,
+        exchange_id: builtins.str = ...,
+        environment: builtins.str = ...,
+        credential_version: builtins.str = ...,
+        changes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "credential_version", b"credential_version", "environment", b"environment", "exchange_id", b"exchange_id", "user_id", b"user_id"]) -> None: ...
+
+Global___ReplaceCredentialRequest: typing_extensions.TypeAlias = ReplaceCredentialRequest
+
+@typing.final
+class ReplaceCredentialResponse(google.protobuf.message.Message):
+    """The service's answer to it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREDENTIAL_VERSION_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    FAULT_FIELD_NUMBER: builtins.int
+    credential_version: builtins.str
+    """The values are stored: the version of the credential now."""
+    changed: builtins.bool
+    """Another credential is stored by now, and nothing was written."""
+    @property
+    def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
+        """The values are not stored, or not yet."""
+
+    def __init__(
+        self,
+        *,
+        credential_version: builtins.str = ...,
+        changed: builtins.bool = ...,
+        fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["changed", b"changed", "credential_version", b"credential_version", "fault", b"fault", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed", "credential_version", b"credential_version", "fault", b"fault", "outcome", b"outcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["credential_version", "changed", "fault"] | None: ...
+
+Global___ReplaceCredentialResponse: typing_extensions.TypeAlias = ReplaceCredentialResponse
 
 @typing.final
 class FetchBalanceRequest(google.protobuf.message.Message):

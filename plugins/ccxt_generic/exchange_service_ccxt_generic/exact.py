@@ -26,6 +26,7 @@ from exchange_service_ccxt_generic.answers import ANSWER, RECORD, Answer, in_tur
 from exchange_service_ccxt_generic.aside import step_aside, step_back
 from exchange_service_ccxt_generic.exact_json import exact_json
 from exchange_service_ccxt_generic.limits import least_cost
+from exchange_service_ccxt_generic.nonces import Nonces
 from exchange_service_ccxt_generic.refusals import SIGN_INS, is_read
 
 # CCXT reads Gemini's list of assets from its web page.
@@ -133,6 +134,9 @@ class Guarded:
     allowance: Allowance | None = None
     # When the next request may be sent, in the event loop's time.
     free_at: float = 0.0
+    # What all instances with one key take their nonces from; an instance without a key needs none.
+    nonces: Nonces | None = None
+    nonce: Callable[[], float]
     # CCXT's own methods, which the classes of the exchanges override.
     calculate_rate_limiter_cost: Callable[..., Any]
     sign: Callable[..., Any]
@@ -153,6 +157,13 @@ class Guarded:
 
     def __del__(self) -> None:
         """CCXT warns here of an unclosed session. This class owns none."""
+
+    def incrementing_nonce(self) -> int:
+        """The key's next nonce. CCXT itself counts in each instance, and so two accounts with one key would disturb
+        each other."""
+        if self.nonces is None:
+            self.nonces = Nonces()
+        return self.nonces.after(int(self.nonce()))
 
     async def throttle(self, cost: float | None = None) -> None:
         """Wait until the exchange allows the next request, which has this cost: as `allowance` counts, or with a pause.

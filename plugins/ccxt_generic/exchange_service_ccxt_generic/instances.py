@@ -20,6 +20,7 @@ from exchange_service_ccxt_generic.exact import Exact, Guarded, bound_exponents,
 from exchange_service_ccxt_generic.kinds import KINDS, Kind, kept, questions
 from exchange_service_ccxt_generic.limits import has_known_window
 from exchange_service_ccxt_generic.listening import Listening
+from exchange_service_ccxt_generic.nonces import Nonces
 from exchange_service_ccxt_generic.recording import Recorder
 from exchange_service_ccxt_generic.refusals import SAFE_OPTIONS
 from exchange_service_ccxt_generic.sockets import Signals
@@ -220,7 +221,8 @@ class Instances:
             raise RuntimeError("an instance's addresses differ from its exchange's")
         self._rebase(instance)
         by_key = any(limit.scope == "key" for limit in self._call.exchange.limits)
-        instance.allowance = await self._allowance(self._call.account_state if by_key else self._call.plugin_state)
+        instance.allowance = await self._allowance(self._call.key_state if by_key else self._call.plugin_state)
+        instance.nonces = await self._call.key_state.get("nonces", _new_nonces)
         if source is not None:
             instance.set_markets_from_exchange(source)
         await self._ask(ccxt, instance, KINDS.get(self._id, ()))
@@ -274,6 +276,10 @@ class Instances:
             return {name: self._rebase_urls(below) for name, below in urls.items()}
         # A socket's address is replaced when it is opened, because some classes read from it which socket it is.
         return self._call.rebased(urls) if isinstance(urls, str) and not urls.startswith("wss://") else urls
+
+
+async def _new_nonces() -> Nonces:
+    return Nonces()
 
 
 async def _load_slots() -> asyncio.Semaphore:

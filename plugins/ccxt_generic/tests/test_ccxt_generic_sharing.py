@@ -58,6 +58,21 @@ async def instance_of(call: Any) -> Any:
     return await call.account_state.get("instance", none_kept)
 
 
+async def test_two_accounts_with_one_key_take_their_nonces_from_one_sequence(
+    listings: Listings, binance: BinanceSimulator
+) -> None:
+    key, nonces = State(), []
+    for _ in range(2):
+        async with venue_call(listings["binance"], override=binance.url, **options(key_state=key)) as call:
+            await plugin.fetch_balance(call)
+            instance = await instance_of(call)
+            # A clock that stands still shows that the second account goes on where the first one was.
+            instance.nonce = lambda: 1_000.0
+            nonces += [instance.incrementing_nonce() for _ in range(2)]
+    await key.close()
+    assert nonces == [1000, 1001, 1002, 1003]
+
+
 async def test_two_environments_do_not_share_markets(listings: Listings, binance: BinanceSimulator) -> None:
     shared = State()
     for environment in ("production", SANDBOX, "production", SANDBOX):

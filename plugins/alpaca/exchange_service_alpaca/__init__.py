@@ -14,6 +14,8 @@ from exchange_service.plugin_api import (
     ExchangeMetadata,
     KeyRights,
     Manifest,
+    NotSupported,
+    PluginSetting,
     RateLimit,
     VenueCall,
     hookimpl,
@@ -73,11 +75,19 @@ _RIGHTS_NOT_STATED = (
     "Alpaca does not say what a key may do. Its interface places orders and sends crypto away, so protect the key as "
     "one that may trade and withdraw."
 )
+# Off unless the operator wants it: see the README, "Pushes".
+FOLLOW_ORDERS = PluginSetting(
+    "follow_orders",
+    "Whether to follow each account by a connection to Alpaca's order stream. An account may have a single one, which "
+    "would keep its user's own program from connecting.",
+    "boolean",
+    default=False,
+)
 
 
 @hookimpl
 def exchange_manifest() -> Manifest:
-    return Manifest(api_version=1, exchanges=(ALPACA,))
+    return Manifest(api_version=1, exchanges=(ALPACA,), settings=(FOLLOW_ORDERS,))
 
 
 @hookimpl
@@ -87,6 +97,8 @@ async def fetch_balance(call: VenueCall) -> Balance:
 
 @hookimpl
 async def watch_balance(call: VenueCall) -> AsyncIterator[Changed]:
+    if not call.settings[FOLLOW_ORDERS.name]:
+        raise NotSupported("The operator has not switched Alpaca's pushes on (the setting follow_orders).")
     async with aclosing(watch_orders(call)) as hints:
         async for hint in hints:
             yield hint

@@ -79,6 +79,7 @@ class AlpacaSimulator(DemoVenue):
 
     exchange_id = "alpaca"
     allowed_requests = ("GET /v2/account", "GET /v2/positions")
+    settings: ClassVar[Mapping[str, Any]] = {"follow_orders": True}
     # Orders are pushed, and prices are not.
     moves_to_a_push = 2
     named_by = "`id` of the account, and positions by what they are worth"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_service_alpaca import ALPACA, push
+from exchange_service_alpaca import ALPACA, push, watch_balance
 from exchange_service_alpaca.push import ORDERS, AlpacaLanguage, watch_orders
 from exchange_service_alpaca.simulator import AlpacaSimulator, SimulatedAccount
 
-from exchange_service.plugin_api import Changed, CredentialRejected, VenueMalformed, parse_json
+from exchange_service.plugin_api import Changed, CredentialRejected, NotSupported, VenueMalformed, parse_json
 from exchange_service.testing import venue_call
 from exchange_service.testing.witnesses import read_payload
 
@@ -30,6 +30,14 @@ async def watching(venue: AlpacaSimulator, row: Mapping[str, Any]) -> AsyncItera
     """The hints that a watch brings."""
     async with venue_call(ALPACA, override=venue.url, **row) as call, aclosing(watch_orders(call)) as hints:
         yield hints
+
+
+async def test_an_account_is_not_followed_unless_the_operator_says_so() -> None:
+    async with AlpacaSimulator() as venue:
+        async with venue_call(ALPACA, override=venue.url, settings={"follow_orders": False}, **row_of(venue)) as call:
+            with pytest.raises(NotSupported, match="follow_orders"):
+                await anext(aiter(watch_balance(call)))
+        assert venue.requests == []
 
 
 async def test_the_watch_begins_with_a_hint_and_an_order_is_another() -> None:

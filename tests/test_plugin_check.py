@@ -95,6 +95,11 @@ class TestTheDocumentedPlugin:
         _, rules, _ = documented
         assert rules["limits"]["evidence"] == "missing: limits of acme"
         assert rules["limits"]["advice"].startswith("State `limits`")
+        # What no statement can put right does not advise one.
+        assert rules["demo"]["advice"].endswith(
+            "Or state in quality.toml, under [rules.demo], which of them the venue cannot have."
+        )
+        assert "quality.toml" not in rules["typed"]["advice"]
         assert "exchange_service_acme/__init__.py:19: error: Function is missing" in rules["typed"]["evidence"]
 
     def test_the_report_in_its_folder_says_the_same_and_names_no_place_of_this_machine(

@@ -236,6 +236,13 @@ class TestUpdate:
         project.commit()
         assert project.update() == Update(2, 2)
 
+    def test_the_report_and_its_statements_are_left_to_the_author(self, project: Project) -> None:
+        project.edit("quality.toml", "TODO: is it so at your venue? A token", "A token")
+        project.commit()
+        project.release("quality.toml.jinja", "TODO: is it so at your venue? ", "TODO: is that so? ")
+        assert project.update() == Update(1, 2)
+        assert 'comment = "A token' in (project.folder / "quality.toml").read_text()
+
     def test_lines_that_both_have_changed_are_shown_as_a_conflict(self, project: Project) -> None:
         project.edit(".github/workflows/test.yml", "timeout-minutes: 15", "timeout-minutes: 60")
         project.commit()

@@ -18,7 +18,7 @@ PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/p
 
 .PHONY: run replicas test test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
 	two-users ccxt-elsewhere check bench soak chaos \
-	protos lock docs audit fuzz clean help
+	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -129,7 +129,7 @@ test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-a
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
 
-check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
+check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -138,6 +138,7 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+	$(BIN)/python -m scripts.plugin_api_record
 
 threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time without and with the mitigation, and print the table
 	@$(COMPILE)
@@ -171,6 +172,9 @@ chaos: $(VENV)/.dev  ## Cause every fault in two replicas under clients, and che
 
 protos: .venv-protos/.ready  ## Generate the Python packages from protos/
 	scripts/protos
+
+api: $(VENV)/.dev  ## Record the names that plugins may use, before a release and after a deliberate break
+	$(BIN)/python -m scripts.plugin_api_record --record
 
 docs: $(VENV)/.dev  ## Rewrite the generated pages of docs/, and the console's pictures if there is a browser
 	$(BIN)/python -m scripts.docs

@@ -350,15 +350,20 @@ class ExchangeMetadata:
 class PluginSetting:
     """One setting that the operator of a service gives a plugin, such as the id of an OAuth application.
 
-    `description` is for the operator. A number is a whole one or a Decimal. A `secret` is a text without a default, and
-    comes to the plugin as a `Secret`. `default` is used if the operator gives no value; None: there is none.
+    A number is a whole one or a Decimal. A secret is a text without a default.
     """
 
+    # The key of `call.settings`, and what the operator writes in plugin_settings.
     name: str
+    # What it is, for the operator; for a number with its unit.
     description: str
+    # Of what type the operator's value is.
     type: Literal["text", "number", "boolean", "url"] = "text"
+    # Whether it comes to the plugin as a `Secret`.
     secret: bool = False
+    # Whether the plugin needs a value of the operator.
     required: bool = False
+    # What is used if the operator gives no value, in the same units as theirs; None: there is none.
     default: str | bool | int | Decimal | None = None
 
 

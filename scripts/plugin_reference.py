@@ -103,7 +103,7 @@ _SECTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "What you return": (
-        ("Balance", "VenueAccount", "AssetBalance", "Summary", "Changed", "KeyRights"),
+        ("Balance", "VenueAccount", "AssetBalance", "CASH", "HOLDING", "Summary", "Changed", "KeyRights"),
         ("exchange_service.amounts", "exchange_service.plugin_kit.several_accounts"),
     ),
     "Push": (

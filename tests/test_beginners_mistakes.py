@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from exchange_service.authoring.trial_report import describe_trial
+from exchange_service.authoring.trying import NotLoaded, Wish, load_project, try_plugin
 from exchange_service.errors import PluginFailed
+from exchange_service.model import Credential, PluginInfo
 from exchange_service.plugin_host.main import _LogWriter
 from exchange_service.testing import suite
 from exchange_service.testing.projects import PluginProject
 from exchange_service.venues.http import WHOLE_ADDRESS
-from exchange_service.venues.loading import PLUGIN_GROUP, load_entry_point, plugin_info
+from exchange_service.venues.loading import PLUGIN_GROUP, load_entry_point
 from exchange_service.venues.printing import PRINTS
 from exchange_service.venues.registry import Registry, load_registry
 from tests.beginners.mistakes import AT_A_CALL, AT_LOAD, Mistake
@@ -70,9 +73,13 @@ def problem(point: EntryPoint) -> str:
     return found.reason
 
 
+def project_of(point: EntryPoint) -> PluginProject:
+    return PluginProject(PluginInfo("acme", "1.0", "exchange-service-acme"), point, (), None)
+
+
 def suites_word(point: EntryPoint) -> str:
     """With what the contract suite fails that pytest collects for the plugin."""
-    (refused,) = suite.project_suites(PluginProject(plugin_info(point), point, (), None))
+    (refused,) = suite.project_suites(project_of(point))
     with pytest.raises(AssertionError) as failed:
         refused().test_the_service_would_load_it()  # type: ignore[attr-defined]
     return str(failed.value)
@@ -84,6 +91,12 @@ class TestAtLoad:
         point = plugin.write(AT_LOAD[name])
         assert problem(point) == AT_LOAD[name].told
         assert AT_LOAD[name].told in suites_word(point)
+
+    @pytest.mark.parametrize("name", AT_LOAD)
+    def test_plugins_try_says_the_same(self, plugin: Plugin, name: str) -> None:
+        with pytest.raises(NotLoaded) as refused:
+            load_project(project_of(plugin.write(AT_LOAD[name])))
+        assert refused.value.reason == AT_LOAD[name].told
 
     @pytest.mark.parametrize("name", AT_LOAD)
     def test_no_path_of_the_machine_is_told(self, plugin: Plugin, name: str) -> None:
@@ -174,6 +187,20 @@ class TestAtACall:
         with pytest.raises((AssertionError, PluginFailed)) as failed:
             await getattr(suite, mistake.test)()
         assert (mistake.told or PRINTS).removesuffix(".") in str(failed.value)
+
+    @pytest.mark.parametrize("name", AT_A_CALL)
+    async def test_plugins_try_says_the_same(self, plugin: Plugin, name: str) -> None:
+        mistake = AT_A_CALL[name]
+        project = load_project(project_of(plugin.write(mistake)))
+        async with AcmeVenue() as venue:
+            wish = Wish(url=venue.url, timeout=1.0)
+            credential = Credential.from_texts({"api_key": TOKEN})
+            trial = await try_plugin(project, project.listing("acme"), wish, credential, "the test")
+        report = describe_trial(project, trial, lines=1)
+        if mistake.told:
+            assert mistake.told in (report["error"]["problem"], trial.error and trial.error.text)
+        else:
+            assert f"{PRINTS[0].upper()}{PRINTS[1:]}." in report["notices"]
 
     async def test_the_right_plugin_gives_a_balance_and_passes(self, plugin: Plugin) -> None:
         suite = suite_of(plugin.write().load())

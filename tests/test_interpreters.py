@@ -52,7 +52,8 @@ def exchange_manifest():
 
 @hookimpl
 async def refresh_manifest():
-    return Manifest(1, (LISTING,), notes=(f"Refreshed by {sys.prefix}.",))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Manifest(1, (LISTING,), notes=(f"Refreshed by {sys.prefix} with {files} files.",))
 
 
 def reads(path):
@@ -162,7 +163,7 @@ class TestServing:
         registry = open_registry(settings_for(tmp_path, plugin_interpreters=interpreter_of(environment)))
         await registry.refresh()
         (note,) = plugin_of(registry).manifest.notes
-        assert note == f"Refreshed by {Path(environment.python).parent.parent}."
+        assert note == f"Refreshed by {Path(environment.python).parent.parent} with 256 files."
 
     async def test_limits_are_those_of_the_distribution(
         self, environment: PluginEnvironment, library: PluginEnvironment, tmp_path: Path
@@ -176,6 +177,10 @@ class TestServing:
             await running.store("guest")
             assert (await read_report(running))["files"] == 4096
             assert not running.service.registry.find("guest").plugin.third_party
+        registry = open_registry(settings_for(tmp_path, plugin_interpreters=interpreter_of(ours)))
+        await registry.refresh()
+        (note,) = plugin_of(registry).manifest.notes
+        assert note.endswith(" with 4096 files.")
 
     @pytest.mark.threat("T30")
     async def test_its_process_may_read_its_environment_and_not_the_services_projects(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,11 @@ import pytest
 
 from exchange_service.authoring.checking import judge_as_passed, write_quality
 from exchange_service.authoring.evidence import UNCHECKED, TypeCheck, gather_evidence
-from exchange_service.authoring.quality import RULES, TIERS, Finding, Report, Status, Tier, judge
+from exchange_service.authoring.quality import RULES, TIERS, Finding, Report, Statement, Status, Tier, judge, seen_live
 from exchange_service.authoring.quality_file import QualityFileBroken, quality_text, read_quality, read_statements
 from exchange_service.authoring.suite_results import SuiteResults, run_pytest
 from exchange_service.testing.projects import find_project
+from exchange_service.testing.witnesses import Witness
 from scripts.plugin_pages import LISTED, read_listed
 from tests.commands import run_command
 from tests.plugin_reports import untold_skips
@@ -42,8 +44,11 @@ def restore_path() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def collected() -> SuiteResults:
-    """The tests of all our plugins, which pytest reads and does not run."""
-    return run_pytest(["--collect-only", *(str(folder / "tests") for folder in OURS)], working_folder=ROOT)
+    """Tests of all our plugins, which pytest reads and does not run: those of the contract, and a few of their own."""
+    files = [
+        file for folder in OURS for kind in ("contract", "simulator") for file in folder.glob(f"tests/*_{kind}.py")
+    ]
+    return run_pytest(["--collect-only", *map(str, files)], working_folder=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,14 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Documented:
     """The folder of the documented plugin, its rules as the command prints them, and its tier."""
     folder = tmp_path_factory.mktemp("exchange-service-acme")
     write_documented_plugin(folder)
-    done = run_command(("plugins", "check", str(folder), "-o", "json", "--tier", "silver"), PLAIN)
+    # The page has a second plugin, whose tests are not this one's.
+    (folder / "tests" / "test_bolt.py").unlink()
+    command = [sys.executable, "-m", "exchange_service", "plugins", "check", str(folder), "-o", "json"]
+    # mypy reads the whole service, unless an earlier run has left what it knows.
+    environment = {**PLAIN, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "plugins-check")}
+    done = subprocess.run(
+        [*command, "--tier", "silver"], env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 4, done.stderr
     printed = json.loads(done.stdout)
     return folder, {rule["name"]: rule for rule in printed["rules"]}, printed["tier"]
@@ -233,10 +245,27 @@ class TestRules:
         assert missed == rules
         assert name in finding(report, "suite").evidence
 
+    @pytest.mark.parametrize(("outcome", "status"), [("skipped", Status.EXEMPT), ("failed", Status.TODO)])
+    def test_a_statement_excuses_a_test_that_is_skipped_and_none_that_fails(
+        self, collected: SuiteResults, outcome: str, status: Status
+    ) -> None:
+        name = "test_nonsense_is_never_a_balance"
+        results = self.changed(collected, name, outcome=outcome)
+        evidence = asyncio.run(gather_evidence(find_project(str(ROOT / "plugins" / "oanda")), results, TypeCheck(True)))
+        statement = Statement("exempt", f"{name} needs what is not here", "unproven")
+        found = finding(judge(evidence, {"suite": statement}), "suite")
+        assert found.status is status
+        assert found.advice.startswith("The statement does not count: it cannot excuse") is (outcome == "failed")
+
     def test_a_test_that_the_plugin_has_in_place_of_the_suites_is_told(self, collected: SuiteResults) -> None:
         report = self.judged(self.changed(collected, "test_a_ban_is_a_rate_limit", replaced=True), TypeCheck(True))
         assert "test_a_ban_is_a_rate_limit is replaced" in finding(report, "suite").evidence
         assert report.tier is Tier.BRONZE
+
+    def test_an_answer_that_the_author_recorded_at_the_real_venue_is_told_beside_the_tier(self) -> None:
+        recorded = Witness("recorded", "api.acme.example, sandbox, 2026-11-30")
+        assert seen_live([Witness("vendor", "https://acme.example"), "not a payload"]) == "no"
+        assert seen_live([recorded, recorded]) == "yes: 2 files, recorded at api.acme.example, sandbox, 2026-11-30"
 
     def test_types_that_nobody_checked_are_not_right(self, collected: SuiteResults) -> None:
         report = self.judged(of_plugin(collected, "oanda").as_passed())
@@ -255,14 +284,32 @@ class TestRules:
 
 
 class TestRunning:
-    def test_the_suite_is_not_run_twice_for_an_exchange_that_the_plugins_own_tests_try(self, tmp_path: Path) -> None:
-        project = find_project("oanda")
-        arguments = ["--collect-only", "--exchange-plugin", "oanda", str(ROOT / "plugins" / "oanda" / "tests")]
-        found = run_pytest(arguments, working_folder=ROOT)
+    def test_the_suite_is_not_run_twice_for_an_exchange_that_the_plugins_own_tests_try(self) -> None:
+        own = ROOT / "plugins" / "oanda" / "tests" / "test_oanda_contract.py"
+        found = run_pytest(["--collect-only", "--exchange-plugin", "oanda", str(own)], working_folder=ROOT)
         contract = [test.id for test in found.tests if test.exchange == "oanda"]
         assert len(set(contract)) == len(contract)
         assert {test.partition("::")[0].rpartition("/")[2] for test in contract} == {"test_oanda_contract.py"}
-        assert project.point.module == next(test.plugin for test in found.tests if test.plugin)
+
+    def test_what_became_of_each_test_is_recorded(self, tmp_path: Path) -> None:
+        (tmp_path / "test_it.py").write_text(
+            "import pytest, exchange_service_oanda\n"
+            "from exchange_service_oanda.simulator import OandaSimulator\n"
+            "from exchange_service.testing.contract import PluginContract\n"
+            "class TestIt(PluginContract):\n"
+            "    plugin, exchange_id, simulator = exchange_service_oanda, 'oanda', OandaSimulator\n"
+            "    def test_the_listing_is_complete(self): pytest.skip('not now')\n"
+            "    def test_a_good_credential_gives_a_balance(self): assert False\n"
+            "def test_its_own_complete(): pass\n"
+        )
+        found = run_pytest(["-k", "complete or good_credential or mixed or borrowed", "."], working_folder=tmp_path)
+        assert {(test.exchange, test.name): (test.outcome, test.replaced) for test in found.tests} == {
+            ("oanda", "test_the_listing_is_complete"): ("skipped", True),
+            ("oanda", "test_a_good_credential_gives_a_balance"): ("failed", True),
+            ("oanda", "test_a_borrowed_credential_is_one_of_the_same_plugin"): ("passed", False),
+            ("", "test_its_own_complete"): ("passed", False),
+        }
+        assert not found.requests_named("oanda")
 
     def test_pytest_that_cannot_begin_is_an_error_of_the_report(self, tmp_path: Path) -> None:
         found = run_pytest(["--no-such-option"], working_folder=tmp_path)

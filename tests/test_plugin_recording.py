@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -181,11 +182,12 @@ class TestReplacing:
                 "by": {"7712345": {"link": "https://acme.example/AB-12345-X/rows"}},
                 "message": "Dear Alice Smith, account AB-12345-X of alice.smith@mail.example holds 1234.56 EUR.",
                 "account": 7712345,
+                "margin_of_7712345": "OK",
             },
         }
         written = await record(any_plugin, tmp_path / "out", bodies)
         text = all_text(written.folder)
-        for true in ("12345", "Alice", "Smith", "alice", "1234.56"):
+        for true in ("12345", "7712345", "Alice", "Smith", "alice", "1234.56"):
             assert true not in text
         first, second = (json.loads(read_payload(written.folder / name)) for name in written.files)
         account = first["accounts"][0]
@@ -241,6 +243,22 @@ class TestReplacing:
         assert answer.payload.startswith("<html>Account ")
         assert not re.search(r"1234567|15\.25|b\.example|s3cr3t", all_text(written.folder))
         assert any("not JSON" in note for note in written.notes)
+
+    async def test_a_huge_answer_is_recorded_in_little_time(self, any_plugin: Path, tmp_path: Path) -> None:
+        rows = [
+            {"account_id": f"A-{number:06d}", "total": "1.50", "message": f"of A-{number:06d}"}
+            for number in range(8000)
+        ]
+        trial = await trial_of(any_plugin, {"/v1/a": rows}, SECRET, {})
+        began = time.perf_counter()
+        written = write_recording(trial, tmp_path / "out")
+        assert time.perf_counter() - began < 20
+        first = recorded(written.folder, "get-v1-a")[0]
+        assert first["message"] == f"of {first['account_id']}"
+
+    async def test_a_number_that_stays_and_holds_a_secret_is_replaced(self, any_plugin: Path, tmp_path: Path) -> None:
+        written = await record(any_plugin, tmp_path / "out", {"/v1/a": {"time": 1764000000123}}, "1764")
+        assert "1764" not in all_text(written.folder)
 
     async def test_what_is_no_text_is_left_out_with_a_note(self, any_plugin: Path, tmp_path: Path) -> None:
         written = await record(any_plugin, tmp_path / "out", {"/v1/a": b"\xff\xfe\x00\x01", "/v1/b": {"total": 1}})
@@ -301,7 +319,7 @@ class TestRefusing:
             Credential.from_texts({"api_key": secret}),
             "",
             AuthorsFiles(()),
-            [seen],
+            requests=[seen],
         )
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "out"
@@ -312,6 +330,7 @@ class TestRefusing:
                 assert list(Path(name).iterdir()) == []
             else:
                 text = all_text(folder)
+                assert len(Recording(folder).answers) == 1
                 assert secret not in text
                 assert not secrets.found_in(text)
                 assert len(shown) < 4 or shown not in text

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "plugin-reference.md"
 # What the meaning of a number says: what it counts, or in what it is measured.
 _UNIT = re.compile(
     r"[Ss]econds|minute|[Bb]ytes|units|requests|[Aa]ccounts|[Cc]onnections|[Tt]opics|[Ss]ubscriptions|[Mm]essages|status|"
-    r"version|moves|monotonic|time"
+    r"version|moves|monotonic|time|how (often|many)"
 )
 _NUMBER = re.compile(r"\b(int|float|Decimal)\b")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -54,7 +56,7 @@ def test_each_flavour_is_green_from_the_first_moment(flavour: str, tmp_path: Pat
     assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", printed)
 
 
-@pytest.mark.parametrize(("name", "title"), [("1inch", "1inch"), ("acme_futures-europe", "Acme Futures of Old Europe")])
+@pytest.mark.parametrize(("name", "title"), [("1inch", "1inch"), ("acme_futures-europe", "Börse für Futures 😀")])
 def test_names_of_any_form_give_code_that_is_in_order(name: str, title: str, tmp_path: Path) -> None:
     for flavour in FLAVOURS:
         answers = ("--flavour", flavour, "--title", title, "--website", "https://acme.example/a", "--defaults")
@@ -257,3 +259,47 @@ class TestUpdate:
         done = CliRunner().invoke(app, ["plugins", "update", str(project.folder)])
         assert done.exit_code == 0
         assert "version 1 of the template, which is the newest" in done.output
+
+
+class TestQuestions:
+    """At a real terminal."""
+
+    def ask(self, folder: Path) -> tuple[int, int]:
+        """Begin the command; its process and its terminal."""
+        arguments = [sys.executable, "-m", "exchange_service", "plugins", "new", "acme", "--flavour", "wallet"]
+        child, terminal = pty.fork()
+        if child == 0:
+            os.chdir(folder)
+            os.execv(sys.executable, arguments)
+        return child, terminal
+
+    def test_ctrl_c_at_a_question_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        child, terminal = self.ask(tmp_path)
+        shown = ""
+        while "exchange's name" not in shown:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        os.write(terminal, b"\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+        os.close(terminal)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_not_given_is_asked_for_and_has_a_default(self, tmp_path: Path) -> None:
+        child, terminal = self.ask(tmp_path)
+        answers = {
+            "exchange's name": "Acme Brokerage",
+            "What is traded": "",
+            "page of the venue": "",
+            "copyright": "Jane",
+        }
+        shown = ""
+        for question, answer in (answers | {"licence of the plugin": "", "Go on with": ""}).items():
+            while question not in shown:
+                shown += os.read(terminal, 4096).decode(errors="replace")
+            # Ctrl-U takes the default away, which stands in the line.
+            os.write(terminal, (f"\x15{answer}\r" if answer else "\r").encode())
+            shown = shown.partition(question)[2]
+        os.waitpid(child, 0)
+        os.close(terminal)
+        project = tomllib.loads((tmp_path / "exchange-service-acme" / "pyproject.toml").read_text())["project"]
+        assert project["authors"] == [{"name": "Jane"}]
+        assert project["description"] == "Acme Brokerage for exchange-service."

@@ -14,13 +14,18 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+from aiohttp import web
+from exchange_service_oanda import OANDA
 from exchange_service_oanda.simulator import OandaSimulator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange_service.authoring.masking import Masker, Secrets
+from exchange_service.errors import VenueTimeout
+from exchange_service.testing import LoopbackVenue
 from exchange_service.venues import http_pool
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.tap import HttpTap
 from tests import rotating
 from tests.commands import run_command
 
@@ -213,6 +218,30 @@ def inner(row, token):
         assert request["status"] == 200
         assert any("ACME" in line for line in request["answer"])
 
+    def test_a_token_that_the_venue_gave_is_hidden_where_no_name_tells_of_it(self, tmp_path: Path) -> None:
+        folder = write_project(
+            tmp_path,
+            """
+    given = (await call.http.get(call.url() + "/v1/holdings", headers={"Authorization": "x"})).json()["access_token"]
+    await call.http.post(call.url() + "/v1/" + given, json=["login", given], headers={"X-Anything": given})
+    return Balance((VenueAccount(type="cash"),))
+""",
+        )
+        simulator = folder / "exchange_service_acme" / "simulator.py"
+        simulator.write_text(
+            simulator.read_text().replace('"you_sent":', '"access_token": "word-word-word-word", "sent":')
+        )
+        report = report_of(str(folder))
+        assert "word-word-word-word" not in json.dumps(report)
+        assert report["requests"][1]["body"] == '["login", "[hidden]"]'
+
+    def test_the_real_venue_is_asked_with_live_and_a_host_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        report = report_of(str(write_project(tmp_path, GOOD)), "--live", stdin=json.dumps({"api_key": TOKEN}), code=5)
+        assert report["tried"] == "the real venue"
+        assert report["requests"][0]["url"] == "https://api.acme.example/v1/holdings"
+        assert report["requests"][0]["status"] is None
+        assert report["error"]["reason"] == "VENUE_UNAVAILABLE"
+
     def test_a_listing_without_a_simulator_says_what_to_do(self, tmp_path: Path) -> None:
         folder = write_project(tmp_path, GOOD)
         text = (folder / "pyproject.toml").read_text()
@@ -252,8 +281,6 @@ class TestRealPlugins:
         assert "tradier_options" in done.stderr
 
     async def test_an_address_is_tried_with_a_credential_from_standard_input(self) -> None:
-        import asyncio
-
         async with OandaSimulator() as venue:
             row = venue.demo_credential("moving")
             assert row is not None
@@ -277,18 +304,12 @@ class TestRealPlugins:
 class TestTap:
     def test_a_session_without_a_tap_has_no_hook_and_no_class_of_its(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def look(**options: Any) -> tuple[int, str]:
-            from exchange_service_oanda import OANDA
-
             pool = VenueHttpPool(timeout=1.0, **options)
             await pool.loaded()
             session = pool.http(OANDA, OANDA.environments[0]).client_session
             found = len(session.trace_configs), session._ws_response_class.__name__
             await pool.close()
             return found
-
-        import asyncio
-
-        from exchange_service.venues.tap import HttpTap
 
         assert asyncio.run(look()) == (0, "CountedSocket")
         assert asyncio.run(look(tap=HttpTap())) == (1, "TappedSocket")
@@ -319,9 +340,81 @@ def encodings(secret: str) -> dict[str, str]:
         "Basic": base64.b64encode(f"user:{secret}".encode()).decode(),
         "within Base64": base64.b64encode(f'{{"k":"{secret}","more":1}}'.encode()).decode(),
         "Base64 in a form": quote(base64.b64encode(data).decode(), safe=""),
+        "Base64 in lines": base64.encodebytes(b"before the secret, which is " + data + b" and after it" * 4).decode(),
         "hex": data.hex(),
         "HEX": data.hex().upper(),
     }
+
+
+class Streaming(LoopbackVenue):
+    """An answer that goes on, and a WebSocket."""
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/lines", self._lines), web.get("/socket", self._socket)]
+
+    async def _lines(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"n": 1}\n{"n": 2}\n')
+        await self._stopping.wait()
+        return response
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(f"you sent {message.data}")
+        return socket
+
+
+class TestPushesSeen:
+    """What goes on is seen too, whatever opens it."""
+
+    async def _opened(self, use: Any) -> list[Any]:
+        tap = HttpTap()
+        async with Streaming() as venue:
+            pool = VenueHttpPool(timeout=5.0, tap=tap)
+            http = pool.http(OANDA, OANDA.environments[0], venue.url)
+            await use(http, venue.url)
+            await pool.close()
+        return tap.requests
+
+    async def test_the_lines_of_an_answer_that_goes_on(self) -> None:
+        async def use(http: Any, url: str) -> None:
+            async with http.lines(f"{url}/lines") as lines:
+                assert [await anext(lines), await anext(lines)] == [b'{"n": 1}', b'{"n": 2}']
+
+        (seen,) = await self._opened(use)
+        assert bytes(seen.answer) == b'{"n": 1}\n{"n": 2}\n'
+        assert seen.status == 200
+        assert seen.ended is None
+
+    @pytest.mark.parametrize("by_library", [False, True])
+    async def test_the_messages_of_a_socket_also_of_the_librarys_own(self, by_library: bool) -> None:
+        async def use(http: Any, url: str) -> None:
+            if by_library:
+                async with http.client_session.ws_connect(f"{url}/socket") as socket:
+                    await socket.send_json({"op": "a"})
+                    await socket.receive_str()
+            else:
+                async with http.websocket(f"{url}/socket") as socket:
+                    await socket.send('{"op": "a"}')
+                    await socket.receive()
+
+        (seen,) = await self._opened(use)
+        assert seen.is_socket
+        assert [(message.sent, message.text) for message in seen.messages] == [
+            (True, '{"op": "a"}'),
+            (False, 'you sent {"op": "a"}'),
+        ]
+
+    async def test_an_answer_that_never_comes_is_seen_with_what_ended_it(self) -> None:
+        async def use(http: Any, url: str) -> None:
+            with pytest.raises(VenueTimeout):
+                await http.for_call(asyncio.get_running_loop().time() + 0.3).get(f"{url}/lines")
+
+        (seen,) = await self._opened(use)
+        assert seen.ended is None or seen.failure
 
 
 class TestMasking:

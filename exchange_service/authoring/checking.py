@@ -13,12 +13,13 @@ from exchange_service.testing.projects import PluginProject
 
 
 async def check_project(project: PluginProject) -> Report:
-    """Run everything, which takes from ten seconds to some minutes, and judge. Raises QualityFileBroken."""
+    """Run everything, which takes from ten seconds to some minutes, and judge; of a plugin that does not load nothing
+    is run. Raises QualityFileBroken."""
     statements = read_statements(quality_path(project)) if project.folder is not None else {}
-    results = run_suite(project)
-    evidence = await gather_evidence(project, results, UNCHECKED)
+    evidence = await gather_evidence(project, SuiteResults(), UNCHECKED)
     if evidence.plugin is not None:
-        evidence = replace(evidence, types=check_types(project, evidence.package))
+        types = check_types(project, evidence.package)
+        evidence = replace(evidence, results=run_suite(project), types=types)
     return judge(evidence, statements)
 
 

@@ -227,6 +227,9 @@ def _unescape(escape: str) -> str:
 
 def _decoded_runs(text: str) -> Iterator[str]:
     """What the runs of Base64 and of hexadecimal in a text hold, joined: few texts, however many runs."""
+    if "\n" in text or "\r" in text:
+        # Base64 may be broken into lines.
+        yield from _decoded_runs(re.sub(r"[\r\n]+", "", text))
     pieces: list[str] = []
     for number, match in enumerate(_RUN.finditer(text)):
         if number >= _MOST_RUNS:
@@ -293,6 +296,18 @@ def is_secret_value(name: str, value: object) -> bool:
         return False
     text = str(value)
     return bool(text) and (bool(_PLAIN_SECRET.search(name)) or len(text) >= _SHORTEST_OPAQUE)
+
+
+def secrets_given(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """The secrets within an answer's JSON value, such as an access token, each with its field's name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from secrets_given(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from secrets_given(item, name)
+    elif isinstance(value, str) and len(value) >= _LONG and is_secret_value(name, value):
+        yield name, value
 
 
 class Masker:

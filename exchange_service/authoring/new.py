@@ -62,6 +62,9 @@ def create_project(
             user_defaults=_guess_author(),
             quiet=True,
         )
+    except KeyboardInterrupt:
+        # At a question; Copier's is one of its errors as well.
+        raise
     except (CopierError, ValueError) as error:
         raise NotCreated(f"No project was made: {_describe(error)}") from None
     return NewProject(folder, notes)

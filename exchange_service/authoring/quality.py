@@ -34,6 +34,8 @@ _SECRETS = (
 _FIGURES = ("test_a_figure_that_is_no_number_is_never_believed",)
 _BALANCE = ("test_a_good_credential_gives_a_balance",)
 _OUTCOMES = {"failed": "fails", "skipped": "is skipped", "not run": "does not run"}
+# The kind of a witness of an answer that `plugins try --record` has kept.
+_RECORDED = "recorded"
 _DEADLINES = ("test_it_ends_with_its_deadline",)
 
 
@@ -164,7 +166,12 @@ def judge(evidence: Evidence, statements: Mapping[str, Statement]) -> Report:
     guesses = [found for found in findings if found.status is Status.EXEMPT and not _is_proven(found.statement.witness)]
     unproven = count_unproven(evidence) + len(guesses)
     return Report(
-        info.name, info.version, findings, unproven, _seen_live(evidence), tuple(sorted(_not_passed(evidence)))
+        info.name,
+        info.version,
+        findings,
+        unproven,
+        seen_live(evidence.payloads.values()),
+        tuple(sorted(_not_passed(evidence))),
     )
 
 
@@ -333,7 +340,7 @@ def _payloads(evidence: Evidence) -> Judgement:
     elif not evidence.payload_readers:
         lacks.append(Lack("a test that reads a file of payloads"))
     readers = ", ".join(evidence.payload_readers[:_NAMED])
-    return Judgement(f"{len(evidence.payloads)} files with a witness, read by {readers}", tuple(lacks))
+    return Judgement(f"{_files(len(evidence.payloads))} with a witness, read by {readers}", tuple(lacks))
 
 
 def _limits(evidence: Evidence) -> Judgement:
@@ -723,10 +730,12 @@ def _is_proven(witness: Witness | str | None) -> bool:
     return isinstance(witness, Witness) and witness.proven
 
 
-def _seen_live(evidence: Evidence) -> str:
-    """Where an answer of the real venue was recorded, and when: its host, environment and day; else "no"."""
-    witnesses = [witness for witness in evidence.payloads.values() if isinstance(witness, Witness)]
-    return next((witness.source for witness in reversed(witnesses) if witness.kind == "recorded"), "no")
+def seen_live(payloads: Iterable[Witness | str]) -> str:
+    """Whether the author has recorded an answer of the real venue, or of its sandbox: "no", or how many and where."""
+    sources = [one.source for one in payloads if isinstance(one, Witness) and one.kind == _RECORDED]
+    if not sources:
+        return "no"
+    return f"yes: {_files(len(sources))}, recorded at {'; '.join(dict.fromkeys(sources))}"
 
 
 def _needs_folder() -> Judgement:
@@ -782,6 +791,10 @@ def _not_passed(evidence: Evidence) -> Iterator[str]:
 
 def _count(ids: Sequence[str]) -> str:
     return ", ".join(ids) if len(ids) <= _NAMED else f"{len(ids)} listings"
+
+
+def _files(count: int) -> str:
+    return "one file" if count == 1 else f"{count} files"
 
 
 def _word(ids: Sequence[str]) -> str:

@@ -35,8 +35,6 @@ from exchange_service.venues.tap import SeenRequest
 _TRIES = 20
 # Part of a longer text an id is replaced from this length on.
 _SHORTEST_PART = 5
-# Learnt from answers; a shorter one would be found in any text.
-_SHORTEST_LEARNT = 8
 # The host reads these of the stored metadata; they name no account.
 _HOST_KEYS = ("sandbox", "environment")
 _KEPT_HEADERS = re.compile(r"content-type|retry-after|limit|remaining|reset|used|weight", re.IGNORECASE)
@@ -114,7 +112,7 @@ def write_recording(trial: Trial, folder: Path, *, force: bool = False) -> Writt
     found = ""
     for _ in range(_TRIES):
         draft = _Writer(trial, Inventor(random_bytes.token_bytes(32))).draft()
-        found = _find_secret(draft.files, _all_secrets(trial))
+        found = _find_secret(draft.files, trial.masker.secrets)
         if not found:
             break
     if found:
@@ -131,31 +129,6 @@ def write_recording(trial: Trial, folder: Path, *, force: bool = False) -> Writt
         tuple(place for (place, kind), _ in rows if kind is Kind.KEPT and place not in changed),
         tuple(draft.notes),
     )
-
-
-def _all_secrets(trial: Trial) -> Secrets:
-    """The credential's secrets, and the tokens that the venue gave for them."""
-    held = Secrets((name, text) for text, name in trial.masker.secrets.texts().items())
-    for seen in trial.requests:
-        try:
-            value = exact_json.read(bytes(seen.answer).decode())
-        except (ValueError, RecursionError):
-            continue
-        for name, text in _learnt(value, ""):
-            held.add(f"the value of {name}", text)
-    return held
-
-
-def _learnt(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """The secrets that an answer gives, by the names of their fields."""
-    if isinstance(value, Members):
-        for key, item in value:
-            yield from _learnt(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _learnt(item, name)
-    elif isinstance(value, str) and len(value) >= _SHORTEST_LEARNT and kind_of_text(name, "", value) is Kind.SECRET:
-        yield name, value
 
 
 def _find_secret(files: Mapping[str, str], secrets: Secrets) -> str:
@@ -207,15 +180,60 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+class _Ids:
+    """The true ids of the credential and of the answers, each with its invented one."""
+
+    def __init__(self, inventor: Inventor) -> None:
+        self._inventor = inventor
+        self._made: dict[str, str] = {}
+        self._invented: set[str] = set()
+        # The longest first, by their first characters: a text is searched once, however many ids there are.
+        self._by_start: dict[str, list[str]] = {}
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._made
+
+    def get(self, text: str) -> str:
+        """The invented one; empty if it is not known."""
+        return self._made.get(text, "")
+
+    def learn(self, text: str) -> None:
+        """Replace this id from now on."""
+        if text in self._made:
+            return
+        self._made[text] = made = self._inventor.name(text)
+        self._invented.add(made)
+        if len(text) >= _SHORTEST_PART:
+            several = self._by_start.setdefault(text[:_SHORTEST_PART], [])
+            several.append(text)
+            several.sort(key=len, reverse=True)
+
+    def replaced_in(self, text: str) -> str:
+        """A text with the ids within it replaced."""
+        parts, done, place = [], 0, 0
+        while place <= len(text) - _SHORTEST_PART:
+            known = self._by_start.get(text[place : place + _SHORTEST_PART], ())
+            found = next((one for one in known if text.startswith(one, place)), "")
+            if found:
+                parts += [text[done:place], self._made[found]]
+                done = place = place + len(found)
+            else:
+                place += 1
+        return "".join((*parts, text[done:]))
+
+    def invented_for(self, match: re.Match[str]) -> str:
+        """What takes the place of a match, unless that is invented already."""
+        return match[0] if match[0] in self._invented else self._inventor.name(match[0])
+
+
 class _Writer:
     """Makes the texts of one recording with one inventor."""
 
     def __init__(self, trial: Trial, inventor: Inventor) -> None:
         self._trial = trial
         self._inventor = inventor
-        self._secrets = _all_secrets(trial)
-        # By a true id of the credential or of an answer its invented one.
-        self._ids: dict[str, str] = {}
+        self._secrets = trial.masker.secrets
+        self._ids = _Ids(inventor)
         # The true amounts, which are replaced also where a field's name says nothing.
         self._amounts: set[str] = set()
         self._draft = _Draft()
@@ -232,8 +250,6 @@ class _Writer:
                 self._draft.notes.append(f"{seen.method} {self._path(seen)}: {problem}")
                 continue
             entries.append(self._entry(seen, value, len(entries) + 1))
-        if any(seen.is_socket for seen in self._trial.requests):
-            self._draft.notes.append("The messages of pushes are not recorded.")
         metadata = self._trial.listing.metadata
         head = {
             "format": FORMAT,
@@ -250,7 +266,7 @@ class _Writer:
         _, others = credential_texts(credential, self._trial.listing.metadata)
         for name, text in others.items():
             if len(text) >= SHORTEST_ID and name not in _HOST_KEYS:
-                self._ids[text] = self._inventor.name(text)
+                self._ids.learn(text)
         row: dict[str, Any] = {
             name: self._invented(text) for name in SECRET_FIELDS if (text := getattr(credential, name).reveal())
         }
@@ -294,7 +310,7 @@ class _Writer:
         if isinstance(value, Members):
             for key, item in value:
                 if kind_of_key(key) is Kind.ID:
-                    self._ids.setdefault(key, self._inventor.name(key))
+                    self._ids.learn(key)
                 self._learn(item, key, name)
         elif isinstance(value, list):
             for item in value:
@@ -304,7 +320,7 @@ class _Writer:
             of_kind = kind_of_number if isinstance(value, Number) else kind_of_text
             kind = of_kind(name, parent, text)
             if kind is Kind.ID:
-                self._ids.setdefault(text, self._inventor.name(text))
+                self._ids.learn(text)
             elif kind is Kind.AMOUNT and len(text) >= _SHORTEST_PART:
                 self._amounts.add(text)
 
@@ -390,17 +406,18 @@ class _Writer:
         return self._text(value, name, parent, place) if isinstance(value, str) else value
 
     def _key(self, key: str, place: str) -> str:
-        if key in self._ids:
+        new = self._ids.get(key) or self._ids.replaced_in(key)
+        if new != key:
             self._count(f"{place}.*".lstrip("."), Kind.ID)
-            return self._ids[key]
-        return key
+        return new
 
     def _number(self, text: str, name: str, parent: str, place: str) -> str:
         kind = Kind.ID if text in self._ids else kind_of_number(name, parent, text)
         if kind is Kind.KEPT and text in self._amounts:
             kind = Kind.AMOUNT
-        if text in self._secrets:
-            kind = Kind.SECRET
+        if self._secrets.found_in(text):
+            self._count(place, Kind.SECRET)
+            return self._inventor.amount(text)
         if kind is Kind.AMOUNT:
             made = self._inventor.amount(text)
         else:
@@ -434,15 +451,9 @@ class _Writer:
         if made != text:
             self._count(place, Kind.SECRET)
         before = made
-        for known in sorted(self._ids, key=len, reverse=True):
-            if len(known) >= _SHORTEST_PART and known in made:
-                made = made.replace(known, self._ids[known])
-        invented = set(self._ids.values())
-        made = _IN_TEXT.sub(lambda match: match[0] if match[0] in invented else self._inventor.name(match[0]), made)
+        made = _IN_TEXT.sub(self._ids.invented_for, self._ids.replaced_in(made))
         if whole:
-            made = _LONG_DIGITS.sub(
-                lambda match: match[0] if match[0] in invented else self._inventor.name(match[0]), made
-            )
+            made = _LONG_DIGITS.sub(self._ids.invented_for, made)
         if made != before:
             self._count(place, Kind.ID)
         if whole or " " in text:

@@ -50,6 +50,12 @@ def describe_trace(error: BaseException, files: AuthorsFiles) -> str:
     return "\n".join(_lines(traceback.TracebackException.from_exception(error), files))
 
 
+def has_own_frame(error: BaseException, files: AuthorsFiles) -> bool:
+    """Whether the exception passed the author's code, or is about how it is written."""
+    found = traceback.TracebackException.from_exception(error)
+    return isinstance(error, SyntaxError) or any(frame.filename in files for frame in found.stack)
+
+
 def _lines(found: traceback.TracebackException, files: AuthorsFiles) -> Iterator[str]:
     before = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
     if before is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from exchange_service.authoring.masking import Masker
+from exchange_service.authoring.masking import Masker, secrets_given
 from exchange_service.authoring.trying import LoadedProject, Trial
 from exchange_service.authoring.watch_loop import BLOCKED
-from exchange_service.errors import ServiceError
+from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.grpc_server.status import TABLE
 from exchange_service.model import ExchangeMetadata, KeyRights
+from exchange_service.venues.printing import PRINTS
 from exchange_service.venues.tap import SeenRequest
 
 # What every request has, and says nothing about the plugin.
@@ -121,6 +123,8 @@ def describe_error(error: ServiceError | None, masker: Masker) -> dict[str, Any]
         "message": masker.text(error.message),
         "advice": masker.text(advice),
         "retry_after": error.retry_after,
+        # What the service's log says to the plugin's author.
+        "problem": masker.text(error.problem) if isinstance(error, PluginFailed) else "",
     }
 
 
@@ -155,6 +159,7 @@ def notices(loaded: LoadedProject, trial: Trial) -> Iterator[str]:
             name = trial.masker.secrets.found_in(text)
             secret = f" It holds the secret {name}: print no secret." if name else ""
             yield f"It printed {when}, which becomes log lines in the service: {shown}{secret}"
+            yield f"{PRINTS[0].upper()}{PRINTS[1:]}."
     for name in trial.left_tasks:
         yield (
             f"It left the task {trial.masker.text(name)!r} running after the account was closed: await or cancel each "
@@ -168,11 +173,20 @@ def notices(loaded: LoadedProject, trial: Trial) -> Iterator[str]:
             yield f"{where} holds the secret {name}, and callers would see it: put no secret into a message."
 
 
+def _gives_a_secret(seen: SeenRequest) -> bool:
+    try:
+        return any(True for _ in secrets_given(json.loads(seen.answer)))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _budget_notices(trial: Trial) -> Iterator[str]:
-    sent = len([seen for seen in trial.requests if not seen.is_socket])
+    # A token is asked for once, and kept.
+    sent = sum(not seen.is_socket and not _gives_a_secret(seen) for seen in trial.requests)
     for limit in trial.listing.metadata.limits:
         cost = limit.cost_of(trial.account.account_type)
-        if not trial.pushes and sent > cost and trial.error is None:
+        told = {0, limit.seconds} & trial.reports.costs.keys()
+        if not trial.pushes and sent > cost and trial.error is None and not told:
             yield (
                 f"It sent {sent} requests, and its limit of {limit.count} in {limit.seconds} s counts {cost} for a "
                 "balance: raise `cost`, if the venue counts requests."

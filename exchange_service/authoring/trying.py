@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import json
 import sys
 import time
 import warnings
@@ -16,8 +17,8 @@ from typing import Any
 
 import pluggy
 
-from exchange_service.authoring.masking import Masker, credential_texts
-from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of
+from exchange_service.authoring.masking import Masker, credential_texts, secrets_given
+from exchange_service.authoring.tracing import AuthorsFiles, describe_trace, files_of, has_own_frame
 from exchange_service.authoring.watch_loop import Blocking, LoopWatch
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import CredentialInvalid, ServiceError
@@ -173,7 +174,9 @@ def load_project(project: PluginProject) -> LoadedProject:
             plugin = load_entry_point(project.point)
         except PluginRejected as rejected:
             origin = rejected.__cause__ or rejected.__context__
-            trace = "" if origin is None else describe_trace(origin, _files(project))
+            files = _files(project)
+            own = origin is not None and has_own_frame(origin, files)
+            trace = describe_trace(origin, files) if origin is not None and own else ""
             raise NotLoaded(str(rejected), trace, overheard.getvalue()) from None
     # An entry point that was read from a folder has no record of installation.
     plugin.info = project.info
@@ -286,9 +289,22 @@ async def try_plugin(
         finally:
             await run.close()
             gc.collect()
+    _learn_secrets(trial)
     trial.blockings, trial.printed = watch.blockings, overheard.getvalue()
     trial.left_open = [str(item.message) for item in warned if issubclass(item.category, ResourceWarning)]
     return trial
+
+
+def _learn_secrets(trial: Trial) -> None:
+    """Hide also the tokens that the venue has given for the credential, wherever they are sent again."""
+    for seen in trial.requests:
+        for body in (bytes(seen.answer), *(message.text.encode() for message in seen.messages)):
+            try:
+                value = json.loads(body)
+            except (ValueError, RecursionError):
+                continue
+            for name, text in secrets_given(value):
+                trial.masker.secrets.add(f"{name} of an answer", text)
 
 
 class _Run:

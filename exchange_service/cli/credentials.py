@@ -141,7 +141,8 @@ def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was 
     except (EndOfInput, KeyboardInterrupt):
         raise typer.Exit(_INTERRUPTED) from None
     except CredentialInvalid as invalid:
-        fail(f"{at_end}: {invalid.text} A key of several lines can also come by --stdin.", ExitCode.USAGE)
+        lines = "A key of several lines can also come as JSON on standard input."
+        fail(f"{at_end}: {invalid.text} {lines}", ExitCode.USAGE)
     metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)
 

@@ -74,6 +74,8 @@ def new(
         made = create_project(name, into, answers, ask=sys.stdin.isatty() and not defaults, force=force)
     except NotCreated as error:
         fail(str(error), ExitCode.USAGE)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     for note in made.notes:
         messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
     shown = os.path.relpath(made.folder)

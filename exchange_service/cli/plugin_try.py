@@ -334,6 +334,8 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
         if error := report[name]:
             wait = f" (Wait {error['retry_after']:.3g} s.)" if error["retry_after"] else ""
             yield f"[bold red]{title}: {error['reason']}[/] {plain(error['message'])} {plain(error['advice'])}{wait}"
+            if error["problem"]:
+                yield f"[bold]what to change:[/] {plain(error['problem'])}"
     if report["traceback"]:
         yield ""
         yield "[bold]Raised in the plugin[/] (callers and logs do not see this):"

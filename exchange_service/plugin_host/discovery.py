@@ -230,9 +230,10 @@ def _replace(
         if point.name not in settings.plugin_interpreters or (third_party and info.distribution in OURS):
             kept.append(point)
         elif found is not None:
+            version = printable(info.version)[:100]
             reason = (
-                f"It is installed beside the service too, in version {info.version}; version {found.info.version} in "
-                "the environment that plugin_interpreters names for it serves."
+                f"It is installed beside the service too, in version {version}; version {found.info.version} in the "
+                "environment that plugin_interpreters names for it serves."
             )
             notices.append(PluginProblem(found.info, reason, notice=True))
     return kept, notices

@@ -36,18 +36,25 @@ def read_index(folder: Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, A
 class RecordedAnswer:
     """One answer and the request that it is of.
 
-    `name` is the file's without its ending. `query` are the request's pairs without secrets and signatures, `body` its
-    JSON value, its pairs or None. `form` is "json" or "text".
+    `name` is the file's without its ending. `method` and `path` are the request's, `query` are its pairs without
+    secrets and signatures. `body` is the request's JSON value, its pairs or None. `status` is the HTTP status.
+    `headers` are those of the answer about its type and the venue's limits. `form` is "json" or "text". `content` is
+    the body.
     """
 
     name: str
+    # The request's, in capitals.
     method: str
+    # The request's, without the query.
     path: str
     query: tuple[tuple[str, str], ...]
     body: Any
+    # The HTTP status of the answer.
     status: int
+    # The answer's headers that were kept.
     headers: Mapping[str, str]
     form: str
+    # The answer's body as it is in the file.
     content: bytes = field(repr=False)
 
     @property
@@ -55,26 +62,29 @@ class RecordedAnswer:
         """The answer's JSON value with exact numbers as `parse_json` reads it, or its text."""
         return json.loads(self.content) if self.form == "text" else parse_json(self.content)
 
-    def likeness(self, query: Sequence[tuple[str, str]], body: Any) -> int:
-        """How many pairs and values of its request are in another one: nonces and times differ each time."""
-        asked = {*query, *_flat(body, "")}
-        known = [*self.query, *_flat(self.body, "")]
-        return sum(1 if pair in asked else -1 for pair in known) - len(asked.difference(known))
-
 
 class Recording:
-    """The answers in a folder that `plugins try --record` has written. Raises ValueError for another folder."""
+    """The answers in a folder that `plugins try --record` has written. Raises ValueError for another folder.
+
+    `folder` is its path. `exchange_id` is the listing's id, `environment` and `account_type` are those of the call that
+    was recorded. `answers` are all of them, in the order in which they came.
+    """
 
     def __init__(self, folder: str | Path) -> None:
+        # Where it is.
         self.folder = Path(folder)
         try:
             head, answers = read_index(self.folder)
             if head["format"] != FORMAT:
                 raise ValueError(f"{self.folder} is a recording of another form: record it again")
+            # The listing that was read.
             self.exchange_id: str = head["exchange"]
+            # The environment that was read.
             self.environment: str = head["environment"]
+            # The account type that was asked for; empty: the listing's default.
             self.account_type: str = head["account_type"]
             self._row: Mapping[str, Any] = head["credential"]
+            # The answers, in the order of the requests.
             self.answers = tuple(self._answer(entry) for entry in answers)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} is not a recording: {type(error).__name__}") from error
@@ -174,12 +184,19 @@ class RecordedVenue(LoopbackVenue):
         if not likely:
             self.missing.append(f"{request.method} {request.path}")
             raise web.HTTPNotImplemented(text=f"The recording has no answer to {request.method} {request.path}.")
-        scores = [one.likeness(tuple(request.query.items()), body) for one in likely]
+        scores = [_likeness(one, tuple(request.query.items()), body) for one in likely]
         best = [one for one, score in zip(likely, scores, strict=True) if score == max(scores)]
         chosen = next((one for one in best if one.name not in self._given), best[-1])
         self._given.add(chosen.name)
         content = str(chosen.payload).encode() if chosen.form == "text" else chosen.content
         return web.Response(status=chosen.status, body=content, headers=chosen.headers)
+
+
+def _likeness(answer: RecordedAnswer, query: Sequence[tuple[str, str]], body: Any) -> int:
+    """How like its request another one is, by their pairs and values: nonces and times differ each time."""
+    asked = {*query, *_flat(body, "")}
+    known = [*answer.query, *_flat(answer.body, "")]
+    return sum(1 if pair in asked else -1 for pair in known) - len(asked.difference(known))
 
 
 def _read_body(body: bytes) -> Any:

@@ -68,7 +68,7 @@ def read_key_rights(answer: object, listing: Listing) -> KeyRights:
     if not isinstance(answer, KeyRights):
         name = listing.plugin.info.name
         told = f"The plugin {name} answered with {type(answer).__name__} in place of KeyRights."
-        raise _failed(told, _other_answer(answer, "KeyRights", "KeyRights(...)"))
+        raise with_problem(PluginFailed(told), _other_answer(answer, "KeyRights", "KeyRights(...)"))
     return answer
 
 
@@ -130,13 +130,14 @@ def _validate(answer: object, listing: Listing) -> Balance:
         assert isinstance(answer, Balance)
         return answer
     if not isinstance(answer, Balance):
-        raise _failed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.", problem)
-    raise _failed(f"The plugin {plugin} answered with a wrong balance: {problem.partition(': ')[0]}.", problem)
+        told = PluginFailed(f"The plugin {plugin} answered with {type(answer).__name__} in place of a Balance.")
+    else:
+        told = PluginFailed(f"The plugin {plugin} answered with a wrong balance: {problem.partition(': ')[0]}.")
+    raise with_problem(told, problem)
 
 
-def _failed(message: str, problem: str) -> PluginFailed:
-    """The error for the caller, with the problem for the service's log."""
-    error = PluginFailed(message)
+def with_problem(error: PluginFailed, problem: str) -> PluginFailed:
+    """The error for the caller, with the problem for the service's log and the plugin's author."""
     error.problem = problem
     return error
 

@@ -152,8 +152,10 @@ def _parameters(thing: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def reads_name(code: CodeType, name: str) -> bool:
-    """Whether a piece of compiled code, or a function within it, uses a global name or an attribute of this name. To
-    import it is no use."""
-    used = any(step.argval == name and step.opname.startswith("LOAD_") for step in dis.get_instructions(code))
-    return used or any(reads_name(inner, name) for inner in code.co_consts if isinstance(inner, CodeType))
+def reads_names(code: CodeType, *names: str) -> bool:
+    """Whether a piece of compiled code, or one function within it, uses all of these global names or attributes. To
+    import them is no use."""
+    used = {step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")}
+    return used.issuperset(names) or any(
+        reads_names(inner, *names) for inner in code.co_consts if isinstance(inner, CodeType)
+    )

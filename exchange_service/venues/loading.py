@@ -22,7 +22,7 @@ from exchange_service import plugin_api
 from exchange_service.model import Manifest, PluginInfo
 from exchange_service.observability.redaction import LIVE, Held
 from exchange_service.plugin_kit.state import State
-from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_name
+from exchange_service.venues.failures import describe_failure, known_problem, place_in, reads_names
 from exchange_service.venues.hooks import WrongHooks, register_hooks
 from exchange_service.venues.interpreters import Interpreter
 from exchange_service.venues.manifests import PluginRejected, refreshed_manifest, validate_manifest
@@ -215,8 +215,8 @@ def load_plugin(module: object, info: PluginInfo) -> LoadedPlugin:
 
 
 def _reads_the_version(module: object) -> bool:
-    """Whether the code of a plugin's module uses API_VERSION. That the module has the name says nothing: it may import
-    all of the page."""
+    """Whether the code of a plugin's module makes its manifest with API_VERSION. That the module has the name says
+    nothing: it may import all of the page."""
     if not isinstance(module, ModuleType) or not hasattr(module, "API_VERSION"):
         return False
     loader = getattr(module.__spec__, "loader", None)
@@ -225,7 +225,7 @@ def _reads_the_version(module: object) -> bool:
     # Any exception: the module is there, and what it was made of may not be any more.
     except Exception:
         return False
-    return code is not None and reads_name(code, "API_VERSION")
+    return code is not None and reads_names(code, "Manifest", "API_VERSION")
 
 
 def _require_watch(hooks: Any, manifest: Manifest) -> None:

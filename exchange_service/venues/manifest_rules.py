@@ -188,7 +188,10 @@ def _address_faults(url: str, where: str) -> Iterator[str]:
         yield f'without a host, or with a wrong one {where}: write it whole, as in "https://api.acme.example".'
         return
     if parts.scheme not in ("https", "wss"):
-        yield f'that does not begin with https:// or wss:// {where}: write "https://..." in place of "{parts.scheme[:16]}://...".'
+        yield (
+            f'that does not begin with https:// or wss:// {where}: write "https://..." in place of '
+            f'"{parts.scheme[:16]}://...".'
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         yield f"that holds more than scheme, host and path {where}: leave the rest out, and send it with a request."
 

@@ -42,7 +42,13 @@ from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
 from exchange_service.venues.answer_times import noting_answers
-from exchange_service.venues.answers import read_balance, read_key_rights, translate_error, undeclared_field
+from exchange_service.venues.answers import (
+    read_balance,
+    read_key_rights,
+    translate_error,
+    undeclared_field,
+    with_problem,
+)
 from exchange_service.venues.blocking import BLOCKS, WATCH, Step
 from exchange_service.venues.failures import known_problem
 from exchange_service.venues.fetching import Target
@@ -483,9 +489,12 @@ def _blocked(listing: Listing, run: _MeasuredRun[Any]) -> PluginFailed:
         seconds=seconds,
         **({"at": run.blocked_at} if run.blocked_at else {}),
     )
-    return PluginFailed(
-        f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
-        advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
+    return with_problem(
+        PluginFailed(
+            f"The plugin {name} blocked its event loop for {seconds:g} s, and did not answer in time.",
+            advice="Report it to the plugin's author; docs/plugins.md says what to do instead.",
+        ),
+        BLOCKS,
     )
 
 
@@ -577,9 +586,12 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
     except VenueError as error:
         if problem := undeclared_field(error, call.exchange):
             log.error("plugin.failed", plugin=name, exchange=call.exchange.id, problem=problem)
-            raise PluginFailed(
-                f"The plugin {name} reads a field of the credential that its listing does not ask for.",
-                advice="Report it to the plugin's author; the service's log says which one.",
+            raise with_problem(
+                PluginFailed(
+                    f"The plugin {name} reads a field of the credential that its listing does not ask for.",
+                    advice="Report it to the plugin's author; the service's log says which one.",
+                ),
+                problem,
             ) from None
         raise translate_error(error, name) from None
     except TimeoutError:
@@ -597,7 +609,10 @@ async def _run_hook(listing: Listing, call: VenueCall, read: Callable[[VenueCall
             at=raised_at(error, most=_MOST_PLACES),
             **({"problem": problem} if problem else {}),
         )
-        raise PluginFailed(
-            f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
-            advice="Report it to the plugin's author; the service's log says where.",
+        raise with_problem(
+            PluginFailed(
+                f"The plugin {name} ({listing.plugin.info.distribution}) failed with {type(error).__name__}.",
+                advice="Report it to the plugin's author; the service's log says where.",
+            ),
+            problem,
         ) from None

@@ -1,0 +1,1 @@
+"""Plugins that were written for each served version of the plugin page, and are never edited."""

@@ -117,7 +117,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "_SOCKET_REFUSAL",
         "_NONCE_TOLERANCE",
     ),
-    "plugins/krakenfutures/tests/test_krakenfutures_signing.py": ("SECRET", "CHALLENGES", "OWNERS_SECRET", "REQUESTS"),
+    "plugins/krakenfutures/tests/test_krakenfutures_signing.py": ("CHALLENGES", "REQUESTS"),
     "plugins/lighter/exchange_service_lighter/__init__.py": ("_LIMITS", "_PUSH_LIMITS"),
     "plugins/lighter/exchange_service_lighter/client.py": ("_DEPLOYMENTS", "_BY_CODE"),
     "plugins/lighter/exchange_service_lighter/parse.py": ("_POOLS", "_SYMBOLS", "_ASSETS_OF_POOLS"),

@@ -42,7 +42,9 @@ KRAKENFUTURES = ExchangeMetadata(
     color_class="bg-violet-500/20 text-violet-500",
     instructions=(
         'In Kraken Futures, under Settings, API, create a key with the access "Read Only" to the general API and '
-        '"No Access" to withdrawals. The private key is shown once. A key of Kraken\'s spot exchange does not open it.'
+        '"No Access" to withdrawals. A key of Kraken\'s spot exchange does not open it. '
+        # https://docs.kraken.com/exchange/api-reference/futures-rest
+        "Kraken ends this interface on 1 March 2027."
     ),
     credential_fields=(
         CredentialField("api_key", "Public key", private_keys=()),
@@ -58,18 +60,16 @@ KRAKENFUTURES = ExchangeMetadata(
             aliases=("live",),
         ),
     ),
-    documentation_url="https://docs.kraken.com/exchange/guides/futures/introduction",
+    documentation_url="https://docs.kraken.com/exchange/guides/futures/rest",
     credential_url="https://futures.kraken.com/trade/settings/api",
     limits=LIMITS,
     push=PUSH_LIMITS,
 )
-# https://docs.kraken.com/exchange/api-reference/futures-rest
-_ENDS = "Kraken ends the interface that this plugin reads on 1 March 2027. Look for a newer release before then."
 
 
 @hookimpl
 def exchange_manifest() -> Manifest:
-    return Manifest(api_version=1, exchanges=(KRAKENFUTURES,), notes=(_ENDS,))
+    return Manifest(api_version=1, exchanges=(KRAKENFUTURES,))
 
 
 @hookimpl

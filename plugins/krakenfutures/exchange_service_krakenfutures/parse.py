@@ -32,7 +32,7 @@ TYPES: Mapping[str, str] = {
 # witness: vendor: https://docs.kraken.com/api/docs/futures-api/trading/get-accounts
 _NAMED: Mapping[str, str] = {"cash": "cash", "flex": "flex"}
 # The venue's codes that differ from those that everybody uses.
-# witness: vendor: https://docs.kraken.com/api/docs/guides/futures-introduction
+# witness: vendor: https://docs.kraken.com/api/docs/guides/futures-introduction/
 _CODES: Mapping[str, str] = {"XBT": "BTC"}
 # What a right of a key allows.
 # witness: vendor: https://docs.kraken.com/api/docs/futures-api/auth/check-v-3-api-key
@@ -146,7 +146,7 @@ def _rows(found: Mapping[str, Any]) -> tuple[AssetBalance, ...]:
 
 def _kind(symbol: str) -> str:
     # Symbols of contracts have the form FI_XBTUSD_180615, and no currency has such a line:
-    # https://docs.kraken.com/api/docs/guides/futures-introduction
+    # https://docs.kraken.com/api/docs/guides/futures-introduction/
     return HOLDING if "_" in symbol else CASH
 
 

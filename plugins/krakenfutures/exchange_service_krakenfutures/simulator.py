@@ -29,7 +29,7 @@ _LIMITED = {"result": "error", "serverTime": "2026-11-30T12:00:00.000Z", "error"
 # witness: CCXT: krakenfutures.handle_error_message
 _SOCKET_REFUSAL = {"event": "alert", "message": "Failed to subscribe to authenticated feed"}
 # Milliseconds by which a nonce may be below the greatest one. The venue says that there are some, and not how many.
-# witness: unproven
+# witness: unproven: the number was looked for on the vendor's page of the interface
 _NONCE_TOLERANCE = 10_000
 
 

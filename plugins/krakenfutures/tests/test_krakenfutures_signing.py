@@ -10,19 +10,19 @@ from exchange_service_krakenfutures.signing import Nonces, decode_secret, sign, 
 
 from exchange_service.plugin_api import CredentialInvalid
 
-# The secret of the test vector, and vectors of the form (what is signed, what comes of it).
-# witness: vendor: https://docs.kraken.com/api/docs/guides/futures-websockets
 SECRET = "7zxMEF5p/Z8l2p2U7Ghv6x14Af+Fx+92tPgUdVQ748FOIrEoT9bgT+bTRfXc5pz8na+hL/QdrCVG7bh9KpT0eMTm"
+# Test vectors that are signed with SECRET: (what is signed, what comes of it).
+# witness: vendor: https://docs.kraken.com/api/docs/guides/futures-websockets
 CHALLENGES = [
     (
         "c100b894-1729-464d-ace1-52dbce11db42",
         "4JEpF3ix66GA2B+ooK128Ift4XQVtc137N9yeg4Kqsn9PI0Kpzbysl9M1IeCEdjg0zl00wkVqcsnG4bmnlMb3A==",
     ),
 ]
+OWNERS_SECRET = b"python-kraken-sdk unit-test secret value"
 # Requests of the form (nonce, path, parameters, what comes of it), signed with the bytes of OWNERS_SECRET. The venue's
 # own page has a request and no signature of it.
 # witness: test data: btschwertfeger/python-kraken-sdk tests/futures/test_futures_base_api_unit.py
-OWNERS_SECRET = b"python-kraken-sdk unit-test secret value"
 REQUESTS = [
     (
         "1616492376594",

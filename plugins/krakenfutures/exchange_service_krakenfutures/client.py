@@ -73,7 +73,8 @@ class KrakenfuturesClient:
     """The two reads: the accounts of a key, and what the key may do."""
 
     def __init__(self, call: VenueCall) -> None:
-        read_metadata(call.credential)
+        # What is stored for CCXT's exchange of this id may hold these. They choose nothing here: one request reads all.
+        read_metadata(call.credential, defaultType=str, subType=str, marginMode=str)
         self._call = call
         self.key = clean_text(required_text(call.credential, "api_key", plain=True), "api_key")
         self.secret = decode_secret(clean_text(required_text(call.credential, "api_secret", plain=True), "api_secret"))

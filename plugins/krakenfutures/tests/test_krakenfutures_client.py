@@ -135,6 +135,15 @@ async def test_one_request_reads_all_accounts_and_each_type_alone() -> None:
         assert len(venue.requests) == 4
 
 
+async def test_what_was_stored_for_ccxts_exchange_works_and_other_words_are_refused() -> None:
+    async with KrakenfuturesSimulator() as venue:
+        row = row_of(venue)
+        balance = await read(venue, row, metadata={"defaultType": "swap", "marginMode": "cross"})
+        assert len(balance.venue_accounts) == 3
+        with pytest.raises(CredentialInvalid):
+            await read(venue, row, metadata={"account": "flex"})
+
+
 async def test_the_collateral_alone_has_an_overall_summary() -> None:
     async with KrakenfuturesSimulator() as venue:
         balance = await read(venue, row_of(venue), account_type="flex")

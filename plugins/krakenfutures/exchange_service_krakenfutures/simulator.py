@@ -109,6 +109,7 @@ class KrakenfuturesSimulator(DemoVenue):
     async def _check(self, request: web.Request) -> web.Response:
         key = self._signed(request, "/api/auth/v1/api-keys/v3/check")
         if key is None:
+            # The status and the members are of the vendor's page, the words are invented.
             body = {"error": "UNAUTHORIZED", "message": "A sentence of the venue.", "suberror": None}
             return web.json_response(body, status=401)
         return web.json_response(_details(self.account_of(request, b""), key))

@@ -158,6 +158,7 @@ beyond it accounts are polled. An account is what one stored credential opens. E
 
 # By the listing's id: what comes.
 _PUSHED = {
+    "alpaca": "hints: changes of orders. The account is read every minute too",
     "aster": "hints: the events of futures and spot. With open positions the accounts are read every ten seconds too",
     "hyperliquid": "whole balances: the states of spot, the main dex and the stored builder dexs. With `sub_accounts`, "
     "`vaults` or `staking` the wallet is polled",

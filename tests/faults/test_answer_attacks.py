@@ -18,6 +18,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import exchange_service_alpaca
 import exchange_service_aster
 import exchange_service_ccxt_generic
 import exchange_service_hyperliquid
@@ -28,6 +29,7 @@ import exchange_service_tastytrade
 import exchange_service_tradier
 import pytest
 from aiohttp import web
+from exchange_service_alpaca.simulator import AlpacaSimulator
 from exchange_service_aster.simulator import AsterSimulator
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator
@@ -52,6 +54,7 @@ MEBIBYTE = 1024 * 1024
 LONGEST = 0.050
 
 PLUGINS: Mapping[str, tuple[Any, Callable[[], DemoVenue]]] = {
+    "alpaca": (exchange_service_alpaca, AlpacaSimulator),
     "aster": (exchange_service_aster, AsterSimulator),
     "hyperliquid": (exchange_service_hyperliquid, HyperliquidSimulator),
     "krakenfutures": (exchange_service_krakenfutures, KrakenfuturesSimulator),

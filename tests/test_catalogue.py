@@ -36,6 +36,7 @@ tradier | Tradier | Stocks | Stocks • Options | Market Hours | i-heroicons-cha
 tradier_options | Tradier Options | Options | Options | Market Hours | i-heroicons-chart-bar | /tradier_logo.png | bg-blue-500/20 text-blue-500 | no | yes
 lighter | Lighter DEX | Crypto | Crypto Perps (zkSync) | 24/7 Trading | i-simple-icons-bitcoin | /lighter_logo.png | bg-purple-500/20 text-purple-500 | no | no
 hyperliquid | Hyperliquid | Crypto | Crypto Perps | 24/7 Trading | i-simple-icons-bitcoin | /hyperliquid_logo.png | bg-cyan-500/20 text-cyan-500 | no | no
+krakenfutures | Kraken Futures | Crypto | Crypto Perps • Crypto Futures | 24/7 Trading | i-simple-icons-bitcoin | https://user-images.githubusercontent.com/24300605/81436764-b22fd580-9172-11ea-9703-742783e6376d.jpg | bg-violet-500/20 text-violet-500 | no | no
 tastytrade | Tasty Trade | Futures | Futures • Options | Extended Hours | i-heroicons-chart-line | /tastytrade_logo.jpg | bg-indigo-500/20 text-indigo-500 | yes | yes
 """  # noqa: E501
 COLUMNS = (
@@ -70,12 +71,12 @@ class TestInstalled:
     async def everything(self, catalogue: Catalogue) -> ListExchangesResponse:
         return await answer(catalogue)
 
-    def test_more_than_a_hundred_are_listed_and_exactly_eight_are_custom(
+    def test_more_than_a_hundred_are_listed_and_exactly_nine_are_custom(
         self, everything: ListExchangesResponse
     ) -> None:
         custom = {entry.id for entry in everything.exchanges if entry.is_custom}
         assert custom == set(OWNED)
-        assert sum(entry.is_ccxt for entry in everything.exchanges) >= 100
+        assert sum(entry.is_ccxt for entry in everything.exchanges) >= 99
         assert all(entry.is_ccxt != entry.is_custom for entry in everything.exchanges)
 
     @pytest.mark.parametrize("exchange_id", OWNED)
@@ -96,7 +97,7 @@ class TestInstalled:
         assert everything.next_page_token == ""
         assert list(everything.problems) == []
 
-    @pytest.mark.parametrize("exchange_id", ["alpaca", "hyperliquid", "aster", "lighter"])
+    @pytest.mark.parametrize("exchange_id", ["alpaca", "hyperliquid", "aster", "krakenfutures", "lighter"])
     def test_an_exchange_that_ccxt_has_too_is_served_by_its_own_plugin(
         self, everything: ListExchangesResponse, exchange_id: str
     ) -> None:
@@ -244,7 +245,7 @@ class TestFilters:
         }
         assert await self.ids(catalogue, search="oanda", source="ccxt") == []
         crypto = await self.ids(catalogue, asset_class="crypto", source="custom")
-        assert set(crypto) == {"aster", "lighter", "hyperliquid"}
+        assert set(crypto) == {"aster", "krakenfutures", "lighter", "hyperliquid"}
 
     async def test_counts_are_of_the_whole_catalogue_and_matches_of_the_filters(self, catalogue: Catalogue) -> None:
         reply = await answer(catalogue, asset_class="forex")

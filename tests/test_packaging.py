@@ -182,6 +182,7 @@ def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> 
         "aster",
         "ccxt_generic",
         "hyperliquid",
+        "krakenfutures",
         "lighter",
         "oanda",
         "tastytrade",

@@ -124,8 +124,11 @@ def _find_row(stored: list[Account], account: Account, metadata: ExchangeMetadat
     return next(rows, None)
 
 
-def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was stored") -> Credential:
-    """A credential that is typed at the terminal; `at_end` is what a refusal begins with. Exits without a terminal."""
+def prompt_credential(
+    metadata: ExchangeMetadata, *, at_end: str = "nothing was stored", as_json: str = "with --stdin"
+) -> Credential:
+    """A credential that is typed at the terminal; exits without one. `at_end` is what a refusal begins with, and
+    `as_json` how the command takes a key of several lines."""
     if metadata.instructions:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
@@ -141,7 +144,7 @@ def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was 
     except (EndOfInput, KeyboardInterrupt):
         raise typer.Exit(_INTERRUPTED) from None
     except CredentialInvalid as invalid:
-        lines = "A key of several lines can also come as JSON on standard input."
+        lines = f"A key of several lines can also come as JSON, {as_json}."
         fail(f"{at_end}: {invalid.text} {lines}", ExitCode.USAGE)
     metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)

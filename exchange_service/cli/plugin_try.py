@@ -181,7 +181,8 @@ def _ask_credential(listing: Listing) -> Credential:
     from exchange_service.errors import CredentialInvalid
 
     typed = sys.stdin.isatty()
-    credential = prompt_credential(listing.metadata, at_end="nothing was tried") if typed else read_credential()
+    by_hand = {"at_end": "nothing was tried", "as_json": "on a standard input that is no terminal"}
+    credential = prompt_credential(listing.metadata, **by_hand) if typed else read_credential()
     try:
         return checked_credential(listing, credential)
     except CredentialInvalid as invalid:

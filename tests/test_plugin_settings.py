@@ -213,6 +213,22 @@ class TestWhose:
         assert values_of({"oanda": GIVEN}, plugin=ours, installed=installed)["client_id"] == "abc"
         assert "It needs the setting" in refusal({"oanda": GIVEN}, plugin=thief, installed=installed)
 
+    @pytest.mark.threat("T94")
+    @pytest.mark.parametrize("thief", ["aaa-thief", "zzz-thief"])
+    def test_of_two_distributions_with_a_plugin_of_one_name_neither_gets_what_is_set_for_the_name(
+        self, thief: str, site: Path, tmp_path: Path
+    ) -> None:
+        add(site, "acme")
+        install(site, "acme", ACME_PLUGIN.format(name="acme", settings=f"{OWN},", newer="return None"), thief)
+        given = {"client_id": "abc", "client_secret": {"env": "ACME_CLIENT_SECRET"}}
+        registry = open_registry(settings_for(tmp_path, plugin_settings={"acme": given}))
+        assert [plugin.info.name for plugin in registry.plugins if plugin.settings] == []
+        assert any("so neither gets it" in problem.reason for problem in registry.not_loaded)
+        named = open_registry(settings_for(tmp_path, plugin_settings={"acme-acme": given}))
+        served = [plugin.info.distribution for plugin in named.plugins if plugin.settings]
+        # The thief has the name, and none of the settings.
+        assert served == ([] if thief < "acme-acme" else ["acme-acme"])
+
 
 ACME_PLUGIN = """
 import json, logging, os

@@ -122,6 +122,10 @@ class TestValues:
         assert str(refused.value).startswith(("should be ", "is empty"))
         assert not isinstance(given, str) or len(given) < 5 or given not in str(refused.value)
 
+    def test_a_line_break_at_the_end_of_a_variable_is_none_of_the_secret(self) -> None:
+        values = values_of({"acme": GIVEN}, environment={"ACME_CLIENT_SECRET": "one\ntwo\r\n"})
+        assert values["client_secret"] == Secret("one\ntwo")
+
     def test_they_arrive_in_another_process_as_they_are(self) -> None:
         values = values_of({"acme": {**GIVEN, "paper": False, "share": 7}})
         assert read_values(DECLARED, write_values(values)) == values

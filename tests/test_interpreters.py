@@ -370,7 +370,7 @@ class TestTroubles:
     )
     def test_whatever_it_answers_the_service_starts(self, answer: Any) -> None:
         described = {"python": "3.12.1", "library": "0.1.0", "failure": "", "plugins": []}
-        paths = dict.fromkeys(("prefixes", "base_prefixes", "modules", "projects", "certificates"), [])
+        paths = {key: [] for key in ("prefixes", "base_prefixes", "modules", "projects", "certificates")}
         value = answer if not isinstance(answer, dict) else {**described, **paths, **answer}
         data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         with pytest.raises(InterpreterUnusable, match="is not an interpreter of Python"):

@@ -12,6 +12,7 @@ import tomllib
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import exchange_service_oanda
 import psutil
 import pytest
 
+from exchange_service.authoring import evidence
 from exchange_service.authoring.checking import judge_as_passed, write_quality
 from exchange_service.authoring.evidence import UNCHECKED, TypeCheck, gather_evidence
 from exchange_service.authoring.places import without_places
@@ -349,6 +351,22 @@ class TestRunning:
         assert "did not end within 4 seconds" in found.errors[0]
         child = int((tmp_path / "child").read_text())
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+    def test_a_simulator_that_hangs_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_documented_plugin(tmp_path)
+        (tmp_path / "exchange_service_acme_hangs.py").write_text(
+            "import asyncio\n"
+            "from exchange_service.testing import DemoVenue\n"
+            "class Hanging(DemoVenue):\n"
+            "    exchange_id = 'acme'\n"
+            "    def routes(self): return []\n"
+            "    async def start(self): await asyncio.Event().wait()\n"
+        )
+        project = find_project(str(tmp_path))
+        point = EntryPoint("acme", "exchange_service_acme_hangs:Hanging", "exchange_service.simulators")
+        monkeypatch.setattr(evidence, "_LIMIT", 0.2)
+        found = asyncio.run(gather_evidence(replace(project, simulators=(point,)), SuiteResults(), UNCHECKED))
+        assert "did not begin and end within 0.2 seconds" in found.simulator_fault
 
     def test_a_test_that_ends_pytest_is_an_error_of_the_report(self, tmp_path: Path) -> None:
         (tmp_path / "test_it.py").write_text("import os\ndef test_it(): os._exit(0)\n")

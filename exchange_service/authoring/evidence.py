@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from exchange_service.testing.witnesses import Witness, parse_witness, payload_w
 from exchange_service.venues.loading import LoadedPlugin, load_plugin
 from exchange_service.venues.manifests import PluginRejected
 
+# Seconds that a simulator has to begin, to show its accounts and to end.
+_LIMIT = 30.0
 _WITNESS = "# witness:"
 
 
@@ -229,7 +232,10 @@ async def gather_evidence(project: PluginProject, results: SuiteResults, types: 
     fault = ""
     for point in project.simulators:
         try:
-            found = await _try_simulator(point)
+            async with asyncio.timeout(_LIMIT):
+                found = await _try_simulator(point)
+        except TimeoutError:
+            fault = fault or f"{point.value}: the simulator did not begin and end within {_LIMIT:g} seconds"
         # A simulator is the author's own code, and may raise anything.
         except Exception as error:
             fault = fault or without_places(f"{point.value}: {type(error).__name__}: {error}", project.folder)

@@ -219,7 +219,7 @@ class TestWhose:
 
     @pytest.mark.threat("T94")
     @pytest.mark.parametrize("thief", ["aaa-thief", "zzz-thief"])
-    def test_of_two_distributions_with_a_plugin_of_one_name_neither_gets_what_is_set_for_the_name(
+    async def test_of_two_distributions_with_a_plugin_of_one_name_neither_gets_what_is_set_for_the_name(
         self, thief: str, site: Path, tmp_path: Path
     ) -> None:
         add(site, "acme")
@@ -228,8 +228,10 @@ class TestWhose:
         registry = open_registry(settings_for(tmp_path, plugin_settings={"acme": given}))
         assert [plugin.info.name for plugin in registry.plugins if plugin.settings] == []
         assert any("so neither gets it" in problem.reason for problem in registry.not_loaded)
+        await registry.close()
         named = open_registry(settings_for(tmp_path, plugin_settings={"acme-acme": given}))
         served = [plugin.info.distribution for plugin in named.plugins if plugin.settings]
+        await named.close()
         # The thief has the name, and none of the settings.
         assert served == ([] if thief < "acme-acme" else ["acme-acme"])
 

@@ -168,7 +168,7 @@ def _text(value: object) -> str:
 
 
 def _paths(value: object) -> tuple[str, ...]:
-    """Paths of the description as they are; ValueError for what is none."""
+    """Paths of the description as they are; ValueError for anything else."""
     if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
         raise ValueError
     return tuple(value)

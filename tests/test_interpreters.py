@@ -4,6 +4,7 @@ environment keeps nothing else from serving."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -354,6 +355,26 @@ class TestTroubles:
     def test_an_older_python_is_named(self) -> None:
         with pytest.raises(InterpreterUnusable, match=r"has Python 3\.9\.2, and exchange-service-plugin needs 3\.11"):
             read_description("guest", "/opt/old/bin/python", b'\n{"python": "3.9.2"}\n')
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            {"protocol": math.inf},
+            {"protocol": "9x"},
+            {"protocol": PROTOCOL, "prefixes": ["/a\0b"]},
+            {"protocol": PROTOCOL, "prefixes": "/a"},
+            7,
+            "[" * 100_000,
+        ],
+        ids=["infinity", "a_text", "a_path_with_a_zero_byte", "no_list", "a_number", "deep"],
+    )
+    def test_whatever_it_answers_the_service_starts(self, answer: Any) -> None:
+        described = {"python": "3.12.1", "library": "0.1.0", "failure": "", "plugins": []}
+        paths = {key: [] for key in ("prefixes", "base_prefixes", "modules", "projects", "certificates")}
+        value = answer if not isinstance(answer, dict) else {**described, **paths, **answer}
+        data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        with pytest.raises(InterpreterUnusable, match="is not an interpreter of Python"):
+            read_description("guest", "/opt/odd/bin/python", data)
 
     def test_a_plugin_that_fails_at_import_there_says_where(self, tmp_path: Path) -> None:
         environment = PluginEnvironment.with_library(tmp_path / "failing")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
 import exchange_service_oanda
+import psutil
 import pytest
 
+from exchange_service.authoring import evidence
 from exchange_service.authoring.checking import judge_as_passed, write_quality
 from exchange_service.authoring.evidence import UNCHECKED, TypeCheck, gather_evidence
+from exchange_service.authoring.places import without_places
 from exchange_service.authoring.quality import RULES, TIERS, Finding, Report, Statement, Status, Tier, judge, seen_live
 from exchange_service.authoring.quality_file import QualityFileBroken, quality_text, read_quality, read_statements
 from exchange_service.authoring.suite_results import SuiteResults, run_pytest
@@ -125,6 +131,27 @@ class TestABrokenPlugin:
         assert done.returncode == 4
         assert "The hook fetch_balances is not part of the plugin API" in done.stdout
         assert "acme 1.0.0: none. For bronze: loads, manifest" in done.stdout
+
+    def test_no_place_of_this_machine_gets_into_the_report(self, tmp_path: Path) -> None:
+        write_documented_plugin(tmp_path)
+        package = tmp_path / "exchange_service_acme"
+        (package / "__init__.py").write_text(f"open({str(Path.home() / 'of-mine' / 'key.pem')!r})\n")
+        done = run_command(("plugins", "check", str(tmp_path)), PLAIN)
+        text = (tmp_path / "quality.toml").read_text()
+        assert re.search("FileNotFoundError.*key.pem", text), done.stderr
+        assert "of-mine" not in text
+        assert "of-mine" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("a.py:3: error in {folder}/src/a.py", "a.py:3: error in src/a.py"),
+            ("No such file: '{home}/x/y/key.pem'\nand more", "No such file: '.../key.pem' and more"),
+            ("https://a.example/v1/x and /v1/accounts", "https://a.example/v1/x and /v1/accounts"),
+        ],
+    )
+    def test_a_text_keeps_what_is_not_of_this_machine(self, text: str, shown: str, tmp_path: Path) -> None:
+        assert without_places(text.format(folder=tmp_path, home=Path.home()), tmp_path) == shown
 
     def test_a_name_that_no_plugin_has_is_told_which_there_are(self) -> None:
         done = run_command(("plugins", "check", "onada"), PLAIN)
@@ -315,6 +342,55 @@ class TestRunning:
             ("", "test_its_own_complete"): ("passed", False),
         }
         assert not found.requests_named("oanda")
+
+    def test_tests_that_hang_are_ended_with_what_they_have_started(self, tmp_path: Path) -> None:
+        (tmp_path / "test_it.py").write_text(
+            "import pathlib, subprocess, sys, threading\n"
+            "def test_it():\n"
+            "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+            "    pathlib.Path('child').write_text(str(child.pid))\n"
+            "    threading.Event().wait()\n"
+        )
+        found = run_pytest(["."], working_folder=tmp_path, limit=4.0)
+        assert found.tests == ()
+        assert "did not end within 4 seconds" in found.errors[0]
+        child = int((tmp_path / "child").read_text())
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+    def test_a_simulator_that_hangs_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_documented_plugin(tmp_path)
+        (tmp_path / "exchange_service_acme_hangs.py").write_text(
+            "import asyncio\n"
+            "from exchange_service.testing import DemoVenue\n"
+            "class Hanging(DemoVenue):\n"
+            "    exchange_id = 'acme'\n"
+            "    def routes(self): return []\n"
+            "    async def start(self): await asyncio.Event().wait()\n"
+        )
+        project = find_project(str(tmp_path))
+        point = EntryPoint("acme", "exchange_service_acme_hangs:Hanging", "exchange_service.simulators")
+        monkeypatch.setattr(evidence, "_LIMIT", 0.2)
+        found = asyncio.run(gather_evidence(replace(project, simulators=(point,)), SuiteResults(), UNCHECKED))
+        assert "did not begin and end within 0.2 seconds" in found.simulator_fault
+
+    def test_a_test_that_ends_pytest_is_an_error_of_the_report(self, tmp_path: Path) -> None:
+        (tmp_path / "test_it.py").write_text("import os\ndef test_it(): os._exit(0)\n")
+        found = run_pytest(["."], working_folder=tmp_path)
+        assert found.tests == ()
+        assert "pytest ended with 0 before it was done" in found.errors[0]
+
+    def test_what_tests_print_is_not_kept_in_memory(self, tmp_path: Path) -> None:
+        (tmp_path / "conftest.py").write_text(
+            "import os\ndef pytest_sessionstart(session): os.write(1, b'x' * 50_000_000); os._exit(3)\n"
+        )
+        tracemalloc.start()
+        try:
+            found = run_pytest(["-s", "."], working_folder=tmp_path)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(found.errors[0]) < 400
+        assert most < 5_000_000
 
     def test_pytest_that_cannot_begin_is_an_error_of_the_report(self, tmp_path: Path) -> None:
         found = run_pytest(["--no-such-option"], working_folder=tmp_path)

@@ -202,6 +202,39 @@ class TestReplacing:
         assert any("by.*" in item.place for item in written.replaced)
         assert not any("7712345" in item.place for item in written.replaced)
 
+    async def test_an_id_is_replaced_in_any_case_and_the_same_way(self, any_plugin: Path, tmp_path: Path) -> None:
+        bodies = {"/v1/a": {"who": "abc-001-q", "note_text": "of ABC-001-q, closed", "again": "ABC-001-Q"}}
+        written = await record(any_plugin, tmp_path / "r", bodies, account_code="ABC-001-Q")
+        text = all_text(written.folder)
+        assert "abc-001-q" not in text.lower()
+        answer = json.loads(read_payload(written.folder / written.files[0]))
+        assert answer["who"] == answer["again"].lower()
+        assert answer["again"].lower() in answer["note_text"].lower()
+
+    @pytest.mark.parametrize(
+        ("body", "hidden"),
+        [
+            ({"accounts": {"U1234567": {"cash": "1.5"}, "DU-7654321": {}}}, ["1234567", "7654321"]),
+            ({"by_account": {"001-004-1234567-001": {"cash": "1.5"}}}, ["1234567"]),
+            ({"accountCode": "U12345", "acct": "ZQ9876", "portfolio": "P1234", "accountKey": "Kd8912xx"}, ["U12345"]),
+            ({"acct": "ZQ9876", "portfolio": "P1234", "accountKey": "Kd8912xx"}, ["ZQ9876", "P1234", "Kd8912xx"]),
+            ({"person": {"first": "Jane", "last": "Doe"}}, ["Jane", "Doe"]),
+            ({"sid": "Zx81kq", "ssoToken": "aa11bb22"}, ["Zx81kq", "aa11bb22"]),
+        ],
+    )
+    async def test_an_accounts_number_a_persons_name_and_a_session_do_not_stay(
+        self, any_plugin: Path, tmp_path: Path, body: Any, hidden: list[str]
+    ) -> None:
+        text = all_text((await record(any_plugin, tmp_path / "r", {"/v1/a": body})).folder)
+        assert [found for found in hidden if found in text] == []
+
+    async def test_a_header_of_limits_that_names_an_account_is_left_out(self, any_plugin: Path, tmp_path: Path) -> None:
+        headers = {"X-RateLimit-Account": "U1234567", "X-RateLimit-Used": "12", "RateLimit": "limit=100, remaining=5"}
+        text = all_text((await record(any_plugin, tmp_path / "r", {"/v1/a": {}}, headers=headers)).folder)
+        assert "U1234567" not in text
+        assert '"X-RateLimit-Used": "12"' in text
+        assert "limit=100, remaining=5" in text
+
     async def test_times_codes_and_zeros_stay_and_numbers_stay_numbers(self, any_plugin: Path, tmp_path: Path) -> None:
         body = b"""{"total": 12.500, "free": "0.00", "used": -3e-8, "time": 1764000000123, "at": "2026-01-02T03:04:05Z",
             "currency": "EUR", "status": "OPEN", "type": 2, "hold": 0, "small": "0.00120",

@@ -122,6 +122,10 @@ class TestValues:
         assert str(refused.value).startswith(("should be ", "is empty"))
         assert not isinstance(given, str) or len(given) < 5 or given not in str(refused.value)
 
+    def test_a_line_break_at_the_end_of_a_variable_is_none_of_the_secret(self) -> None:
+        values = values_of({"acme": GIVEN}, environment={"ACME_CLIENT_SECRET": "one\ntwo\r\n"})
+        assert values["client_secret"] == Secret("one\ntwo")
+
     def test_they_arrive_in_another_process_as_they_are(self) -> None:
         values = values_of({"acme": {**GIVEN, "paper": False, "share": 7}})
         assert read_values(DECLARED, write_values(values)) == values
@@ -212,6 +216,24 @@ class TestWhose:
         installed = (ours, thief)
         assert values_of({"oanda": GIVEN}, plugin=ours, installed=installed)["client_id"] == "abc"
         assert "It needs the setting" in refusal({"oanda": GIVEN}, plugin=thief, installed=installed)
+
+    @pytest.mark.threat("T94")
+    @pytest.mark.parametrize("thief", ["aaa-thief", "zzz-thief"])
+    async def test_of_two_distributions_with_a_plugin_of_one_name_neither_gets_what_is_set_for_the_name(
+        self, thief: str, site: Path, tmp_path: Path
+    ) -> None:
+        add(site, "acme")
+        install(site, "acme", ACME_PLUGIN.format(name="acme", settings=f"{OWN},", newer="return None"), thief)
+        given = {"client_id": "abc", "client_secret": {"env": "ACME_CLIENT_SECRET"}}
+        registry = open_registry(settings_for(tmp_path, plugin_settings={"acme": given}))
+        assert [plugin for plugin in registry.plugins if plugin.info.name == "acme"] == []
+        assert any("so neither gets it" in problem.reason for problem in registry.not_loaded)
+        await registry.close()
+        named = open_registry(settings_for(tmp_path, plugin_settings={"acme-acme": given}))
+        served = [plugin.info.distribution for plugin in named.plugins if plugin.info.name == "acme"]
+        await named.close()
+        # The thief has the name, and none of the settings.
+        assert served == ([] if thief < "acme-acme" else ["acme-acme"])
 
 
 ACME_PLUGIN = """

@@ -138,6 +138,12 @@ class TestRefusals:
         assert "not an empty folder" in new("acme", "--into", tmp_path, code=2)
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
+    @pytest.mark.parametrize("place", ["file/acme", "x" * 300])
+    def test_a_folder_that_cannot_be_written_is_told(self, place: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        printed = new("acme", "--into", tmp_path / place, "--defaults", code=2)
+        assert re.search(r"cannot be written\s\(.*\).\s*Name another folder by --into", printed, re.DOTALL)
+
     def test_an_id_of_an_installed_plugin_needs_force(self, tmp_path: Path) -> None:
         assert "exchange-service-oanda" in new("oanda", "--into", tmp_path / "made", "--defaults", code=2)
         assert not (tmp_path / "made").exists()

@@ -216,6 +216,38 @@ class TestService:
                 await raw.ended()
             assert fault in end.fault
 
+    @pytest.mark.threat("T11")
+    async def test_a_process_that_asks_in_vain_on_and_on_has_its_connection_ended_after_a_few_answers(self) -> None:
+        asked: list[str] = []
+
+        async def refusing(request: messages.ReplaceCredentialRequest) -> messages.ReplaceCredentialResponse:
+            asked.append(request.credential_version)
+            return messages.ReplaceCredentialResponse(changed=True)
+
+        async with greeted() as (end, raw):
+            end.replacing = refusing
+            for number in range(1, 400):
+                # Each in a turn of its own, as from a process that waits for no answer.
+                raw.send(Kind.ASK, number, asking("one"))
+                await asyncio.sleep(0)
+                if end.ended:
+                    break
+            while not end.ended:
+                await raw.ended()
+            assert "too many" in end.fault
+            assert len(asked) <= 64
+
+    async def test_an_answer_that_nothing_was_stored_takes_its_time(self) -> None:
+        async def refusing(request: messages.ReplaceCredentialRequest) -> messages.ReplaceCredentialResponse:
+            return messages.ReplaceCredentialResponse(changed=True)
+
+        async with greeted() as (end, raw):
+            end.replacing = refusing
+            began = asyncio.get_running_loop().time()
+            raw.send(Kind.ASK, 1, asking("one"))
+            assert (await raw.frame()).kind is Kind.ANSWER
+            assert asyncio.get_running_loop().time() - began > 0.9
+
     async def test_a_request_before_the_welcome_ends_the_connection(self) -> None:
         async with called() as (end, raw):
             end.replacing = storing

@@ -18,6 +18,7 @@ from exchange_service.balances.cached import CachedBalances
 from exchange_service.balances.lineage import Lineage
 from exchange_service.cache.memory import MemoryCache
 from exchange_service.cli.credential_check import open_checker
+from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.keyset_files import create_keyset_file
 from exchange_service.credentials.replacing import FieldReplacer
 from exchange_service.credentials.sealing import is_sealed
@@ -30,8 +31,9 @@ from exchange_service.errors import (
     VenueTimeout,
     VenueUnavailable,
 )
-from exchange_service.model import Account, Credential, CredentialField, ExchangeMetadata
+from exchange_service.model import Account, Credential, CredentialField, ExchangeMetadata, Secret
 from exchange_service.testing import StoredRow, venue_call
+from exchange_service.venues.registry import Listing
 from tests.credential_tables import Database
 from tests.harness import Running, eventually, listing, serving, settings_for, streaming, until
 from tests.rotating import RotatingVenue, install, values_of
@@ -88,10 +90,14 @@ async def read(running: Running, user: str = "alice") -> Any:
     return replies[0]
 
 
-async def stored(running: Running, account: Account = ALICE) -> Credential:
+async def found(running: Running, account: Account = ALICE) -> CredentialReference:
     reference = await running.service.store.find(account)
     assert reference is not None
-    return await running.service.store.open(reference)
+    return reference
+
+
+async def stored(running: Running, account: Account = ALICE) -> Credential:
+    return await running.service.store.open(await found(running, account))
 
 
 def only_valid(venue: RotatingVenue) -> str:
@@ -307,6 +313,68 @@ class TestRow:
                 # As after a while without calls.
                 await running.service.balances.publish_credential_change(ALICE)
             assert (venue.refreshes["alice"], venue.refused) == (3, 0)
+
+    async def test_a_token_is_stored_of_a_session_that_began_while_the_one_before_was_not_stored_yet(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        async with rotating(tmp_path, venue) as running:
+            made, version, entry = await self.opened(running, venue)
+            version = await made.replace(ALICE, version, entry, {"passphrase": Secret("first")}) or ""
+            writing = asyncio.create_task(made.replace(ALICE, version, entry, {"passphrase": Secret("second")}))
+            # The row's next turn comes in a second.
+            await asyncio.sleep(0.1)
+            await made.opening(running.service.store.open, lambda _: True)(await found(running))
+            await writing
+            # As from a call that has begun before.
+            assert await made.replace(ALICE, version, entry, {"passphrase": Secret("third")})
+            assert (await stored(running)).passphrase.reveal() == "third"
+            await made.close()
+
+    async def test_two_listings_of_one_row_may_both_replace_its_token_again_and_again(
+        self, venue: RotatingVenue, tmp_path: Path
+    ) -> None:
+        async with rotating(tmp_path, venue) as running:
+            made, version, entry = await self.opened(running, venue)
+            other = Account("alice", "rota_options")
+            await made.opening(running.service.store.open, lambda _: True)(replace(await found(running), account=other))
+            versions: dict[Account, str | None] = dict.fromkeys((ALICE, other), version)
+            for number in range(2):
+                for account, of_row in zip(
+                    versions,
+                    await asyncio.gather(
+                        *(
+                            made.replace(account, before or "", entry, {"passphrase": Secret(f"{number} {account}")})
+                            for account, before in versions.items()
+                        )
+                    ),
+                    strict=True,
+                ):
+                    versions[account] = of_row
+            assert None not in versions.values()
+            assert (await stored(running)).passphrase.reveal() == f"1 {other}"
+            await made.close()
+
+    async def test_what_is_remembered_of_a_session_is_bounded_however_often_its_token_rotates(
+        self, venue: RotatingVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(replacements, "LEAST_PAUSE", 0.0)
+        monkeypatch.setattr(replacements, "_MOST_OWN", 3)
+        async with rotating(tmp_path, venue) as running:
+            made, version, entry = await self.opened(running, venue)
+            for number in range(6):
+                version = await made.replace(ALICE, version, entry, {"passphrase": Secret(f"t{number}")}) or ""
+            opened = made._opened.get(ALICE)
+            assert opened is not None
+            assert len(opened.own) == 3
+            assert opened.version == version
+            await made.close()
+
+    async def opened(self, running: Running, venue: RotatingVenue) -> tuple[replacements.Replacements, str, Listing]:
+        """Replacements with which Alice's row was opened, its version, and the listing."""
+        await store(running, venue)
+        reference, made = await found(running), replacements.Replacements(running.service.store)
+        await made.opening(running.service.store.open, lambda _: True)(reference)
+        return made, reference.version, running.service.registry.listings["rota"]
 
     async def test_what_cannot_be_stored_for_long_is_given_up_with_an_error_line(
         self, venue: RotatingVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

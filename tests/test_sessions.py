@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -40,6 +40,7 @@ from exchange_service.plugin_api import (
     AssetBalance,
     Balance,
     Credential,
+    CredentialField,
     Environment,
     PushLimits,
     Secret,
@@ -422,6 +423,34 @@ class TestStateOfAKey:
             account = Account("a", "quotes")
             assert (await fetch(sessions, plugin, reference("a", account))).notes == ("1",)
 
+    async def test_a_token_that_rotates_stays_of_the_same_key_however_often(self) -> None:
+        stored = {"a": key("one", refresh="t0"), "other": key("one", refresh="of another")}
+        rotates = CredentialField("refresh", "Refresh token", secret=True, rotates=True)
+        venue = listing(credential_fields=(CredentialField("api_key", "Key"), rotates))
+        plugin, quotes = counting([]), replace(venue, id="quotes", credential_of="fakex")
+        plugin.manifest = replace(plugin.manifest, exchanges=(venue,))
+        count = plugin.answer
+
+        async def rotate(call: VenueCall) -> Balance:
+            answer: Balance = await count(call)
+            assert await call.replace_credential(metadata={"refresh": f"t{len(plugin.calls)}"})
+            return answer
+
+        async def store(account: Account, version: str, entry: Listing, changes: Mapping[str, Secret]) -> str:
+            return version
+
+        async with self.opened(**stored) as sessions:
+            sessions._replace_credential = store
+            plugin.answer = rotate
+            for _ in range(12):
+                assert await self.number(sessions, plugin, "a", "a") == 1
+            assert len(sessions._key_states._states) <= 8
+            plugin.answer = count
+            plugin.manifest = replace(plugin.manifest, exchanges=(quotes, venue))
+            sessions._open_credential = Keys(a=key("one", refresh="t12"), other=stored["other"]).open
+            assert (await fetch(sessions, plugin, reference("a", Account("a", "quotes")))).notes == ("1",)
+            assert (await fetch(sessions, plugin, reference("other", Account("b", "quotes")))).notes == ("2",)
+
     async def test_it_is_closed_with_the_last_session_that_uses_it_and_then_made_again(self) -> None:
         closed: list[int] = []
         plugin = counting(closed)
@@ -470,7 +499,7 @@ class TestStateOfAKey:
 
     async def test_what_it_is_found_by_tells_nothing_outside_of_the_process(self) -> None:
         shown = [KeyStates().take("fakex", listing(), "production", key("one")) for _ in range(2)]
-        assert shown[0].digest != shown[1].digest
+        assert shown[0].digests != shown[1].digests
         assert "digest" not in repr(shown[0])
 
 

@@ -30,11 +30,13 @@ from exchange_service.errors import (
 from exchange_service.model import Account, Credential, VenueReports
 from exchange_service.plugin_api import Environment, RateLimit
 from exchange_service.plugin_host.protocol import read_reports, write_reports
+from exchange_service.plugin_host.v1 import plugin_host_pb2 as plugin_messages
 from exchange_service.testing import Fault, venue_call
 from exchange_service.v1 import exchange_pb2
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.rate_limits import RateLimiter, Window
 from exchange_service.venue_gate.retries import OF_ONE
+from exchange_service.venue_gate.shared_window import SharedWindow
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
@@ -1073,6 +1075,20 @@ class TestReports:
             received = VenueReports()
             read_reports(write_reports(call.reports), received)
             assert received == call.reports
+
+    @pytest.mark.threat("T11")
+    async def test_no_report_of_a_process_is_more_than_replicas_can_count_together(self) -> None:
+        said = plugin_messages.VenueReports(
+            usage=[plugin_messages.LimitUsage(seconds=60, used=2**63 - 1)], costs={60: 2**63 - 1, 3600: -(2**63)}
+        )
+        reports = VenueReports()
+        read_reports(said, reports)
+        assert reports.costs == {60: 2**53, 3600: 0}
+        assert reports.usage[60][0] == 2**53
+        window = SharedWindow(60, 0.0)
+        for _ in range(1000):
+            window.add(b"replica1", reports.costs[60])
+        assert SharedWindow.unpack(60, window.pack(), 0.0).wait(1, 10, 0.0) > 0
 
     async def test_of_two_hosts_the_one_where_more_is_used_counts(self) -> None:
         async with venue_call(listing("fakex")) as call:

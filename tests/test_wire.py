@@ -404,6 +404,19 @@ class TestKnownRows:
         ]
         assert sorted(row_totals(both).values()) == [Decimal(1), Decimal(2)]
 
+    @pytest.mark.parametrize(("before", "now"), [("", CASH), (CASH, ""), ("", HOLDING)])
+    def test_a_row_whose_kind_is_said_from_now_on_does_not_stand_at_zero_beside_itself(
+        self, before: str, now: str
+    ) -> None:
+        _, known = with_known_rows(stored(one(row("USD", "1", kind=before))), {})
+        data, _ = with_known_rows(stored(one(row("USD", "2", kind=now))), known)
+        assert [held.total for held in message(data).venue_accounts[0].assets] == ["2"]
+
+    def test_of_a_row_without_a_kind_and_one_with_it_the_one_that_is_gone_stands_at_zero(self) -> None:
+        _, known = with_known_rows(stored(one(row("USD", "1", kind=CASH), row("USD", "5"))), {})
+        data, _ = with_known_rows(stored(one(row("USD", "1", kind=CASH))), known)
+        assert [held.total for held in message(data).venue_accounts[0].assets] == ["1", "0"]
+
     def test_the_zero_row_has_the_identity_of_the_row_that_is_gone(self) -> None:
         held = AssetBalance("BTC", total=Decimal(1), venue_asset="XXBT")
         _, known = with_known_rows(stored(one(held)), {})

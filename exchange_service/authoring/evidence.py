@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from exchange_service.authoring.places import without_places
 from exchange_service.authoring.suite_results import SuiteResults, own_tests
 from exchange_service.plugin_api import ExchangeMetadata, Manifest
 from exchange_service.testing.projects import PluginProject
@@ -24,6 +26,8 @@ from exchange_service.testing.witnesses import Witness, parse_witness, payload_w
 from exchange_service.venues.loading import LoadedPlugin, load_plugin
 from exchange_service.venues.manifests import PluginRejected
 
+# Seconds that a simulator has to begin, to show its accounts and to end.
+_LIMIT = 30.0
 _WITNESS = "# witness:"
 
 
@@ -228,10 +232,13 @@ async def gather_evidence(project: PluginProject, results: SuiteResults, types: 
     fault = ""
     for point in project.simulators:
         try:
-            found = await _try_simulator(point)
+            async with asyncio.timeout(_LIMIT):
+                found = await _try_simulator(point)
+        except TimeoutError:
+            fault = fault or f"{point.value}: the simulator did not begin and end within {_LIMIT:g} seconds"
         # A simulator is the author's own code, and may raise anything.
         except Exception as error:
-            fault = fault or f"{point.value}: {type(error).__name__}: {error}"
+            fault = fault or without_places(f"{point.value}: {type(error).__name__}: {error}", project.folder)
         else:
             simulators[found.exchange_id] = found
     return Evidence(project, plugin, refusal, simulators, fault, results, types)
@@ -241,12 +248,13 @@ def _load(project: PluginProject) -> tuple[LoadedPlugin | None, str]:
     try:
         return load_plugin(project.point.load(), project.info), ""
     except PluginRejected as rejection:
-        return None, str(rejection)
+        return None, without_places(str(rejection), project.folder)
     except KeyboardInterrupt:
         raise
     # A module may do anything at import, sys.exit included.
     except BaseException as error:
-        return None, f"importing {project.point.value} failed with {type(error).__name__}: {error}"
+        problem = f"importing {project.point.value} failed with {type(error).__name__}: {error}"
+        return None, without_places(problem, project.folder)
 
 
 async def _try_simulator(point: EntryPoint) -> SimulatorEvidence:
@@ -276,7 +284,7 @@ def check_types(project: PluginProject, package: Path | None) -> TypeCheck:
         return TypeCheck(True)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     first = next((line for line in lines if ": error:" in line), lines[0] if lines else f"exit code {done.returncode}")
-    return TypeCheck(True, first.replace(f"{folder}/", ""))
+    return TypeCheck(True, without_places(first, folder))
 
 
 def _read_sources(files: list[Path], folder: Path) -> Iterator[SourceFile]:

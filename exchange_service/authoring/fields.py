@@ -22,7 +22,8 @@ class Kind(StrEnum):
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # The last word of a name that tells an account, a person or a place.
 _ID = re.compile(
-    r"(?:^|_)(?:account_(?:index|idx)|ids?|uid|uuid|guid|no|nr|number|account|accounts|sub_?account|client|customer|member|address(?:es)?|wallet"
+    r"(?:^|_)(?:(?:account|acct|acc)_(?:index|idx|key|code)|ids?|uid|uuid|guid|no|nr|number|account|accounts|sub_?account|acct|accts|portfolio"
+    r"|session|sid|client|customer|member|address(?:es)?|wallet"
     r"|iban|bic|hash|txid|ref|reference|ip|referral|agent|vault|group)$"
 )
 _PERSON = re.compile(
@@ -30,6 +31,8 @@ _PERSON = re.compile(
     r"|alias|label|nick|nick_?name|title|street|city|zip|postcode|postal_code|birth(?:day|_?date)?|dob|ssn|tax_?id"
     r"|passport|employer|note|notes|comment|description|memo)$"
 )
+# A part of a person's name; a number of such a name is a price.
+_NAME_PART = re.compile(r"(?:first|last|middle|given|family|initials)\Z")
 # What belongs to an asset and not to a person.
 _ASSET = re.compile(
     r"(?:^|_)(?:symbol|instrument|pair|market|coins?|asset|assets|currency|currencies|ticker|product|isin|cusip|figi|contract"
@@ -54,6 +57,8 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\Z")
 _IP = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z")
+# The form of many venues' account numbers, such as U1234567 and 001-004-1234567-001.
+_ACCOUNT = re.compile(r"[A-Za-z]{0,4}[-_]?\d[\d-]*\Z")
 # A number of milliseconds, microseconds or nanoseconds since 1970 in this half of the century.
 _INSTANT = re.compile(r"1[4-9]\d{11}(?:\d{3}|\d{6})?\Z|20\d{11}(?:\d{3}|\d{6})?\Z")
 # A shorter id names nobody.
@@ -81,6 +86,8 @@ def kind_of_text(name: str, parent: str, text: str) -> Kind:
         _TIME.search(plain) and len(text) < 40 and (not is_number(text) or _is_time(plain, text))
     ):
         return Kind.KEPT
+    if _NAME_PART.match(plain) and not is_number(text):
+        return Kind.ID
     if _PERSON.search(plain):
         return Kind.KEPT if _ASSET.search(outer) and not is_number(text) else Kind.ID
     if _ASSET.search(plain) and not is_number(text):
@@ -91,7 +98,7 @@ def kind_of_text(name: str, parent: str, text: str) -> Kind:
     if is_number(text):
         return kind_of_number(name, parent, text)
     if _ENUM.search(plain):
-        return Kind.KEPT
+        return Kind.ID if is_account_number(text) else Kind.KEPT
     opaque = HIDDEN in redact_text(text, held=False) and HIDDEN not in text
     return Kind.ID if opaque or sum(letter.isdigit() for letter in text) >= _MANY_DIGITS else Kind.KEPT
 
@@ -116,8 +123,15 @@ def _is_time(plain: str, text: str) -> bool:
     return bool(re.search(r"time|ts$|date|since|until|nonce|window|expires|created|updated", plain)) or len(text) <= 6
 
 
+def is_account_number(text: str) -> bool:
+    """Whether a text that is no number and no time has the form of an account's number."""
+    if not _ACCOUNT.match(text) or text.isdigit() or _TIME_TEXT.match(text):
+        return False
+    return sum(letter.isdigit() for letter in text) > _MOST_ENUM_DIGITS
+
+
 def kind_of_key(key: str) -> Kind:
     """What the name of a field is: an id if the venue keys an object by accounts."""
     long_number = key.isdigit() and len(key) >= _MANY_DIGITS
-    is_id = long_number or _EMAIL.match(key) or _UUID.match(key) or _ADDRESS.match(key)
+    is_id = long_number or is_account_number(key) or _EMAIL.match(key) or _UUID.match(key) or _ADDRESS.match(key)
     return Kind.ID if is_id else Kind.KEPT

@@ -32,7 +32,11 @@ _DEEPEST = 3
 _MOST_RUNS = 2000
 # A value under a secret's name, such as "token", is one only if it is as long as this: venues call assets so too.
 _SHORTEST_OPAQUE = 16
-_PLAIN_SECRET = re.compile(r"secret|passw|passphrase|signature|mnemonic|private|api[_-]?key|jwt|cookie", re.IGNORECASE)
+_PLAIN_SECRET = re.compile(
+    r"secret|passw|passphrase|signature|mnemonic|private|api[_-]?key|jwt|cookie"
+    r"|(?:access|refresh|session|auth|sso|csrf|bearer)[_-]?token",
+    re.IGNORECASE,
+)
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
 _OF_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +19,9 @@ from exchange_service.venues.registry import load_registry
 TEMPLATES = Path(__file__).parent / "template"
 # One that the names of a distribution and of a package can hold too: it does not end with a separator.
 _ID = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?\Z")
+
+# Characters of a folder's path in a sentence.
+_LONGEST_SHOWN = 200
 
 
 class NotCreated(Exception):
@@ -67,6 +72,8 @@ def create_project(
         raise
     except (CopierError, ValueError) as error:
         raise NotCreated(f"No project was made: {_describe(error)}") from None
+    except OSError as error:
+        raise _not_written(folder, error) from None
     return NewProject(folder, notes)
 
 
@@ -79,8 +86,22 @@ def require_id(name: str) -> None:
         )
 
 
+def _not_written(folder: Path, error: OSError) -> NotCreated:
+    reason = error.strerror or type(error).__name__
+    shown = str(folder) if len(str(folder)) <= _LONGEST_SHOWN else f"{str(folder)[:_LONGEST_SHOWN]}..."
+    return NotCreated(f"No project was made: {shown} cannot be written ({reason}). Name another folder by --into.")
+
+
 def _require_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        # Before Copier begins, which could not clean up after itself there.
+        above = next(parent for parent in folder.parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "it is not in a folder that you may write in")
+    except OSError as error:
+        raise _not_written(folder, error) from None
+    if taken:
         raise NotCreated(
             f"{folder} exists and is not an empty folder, so nothing was written. Name another one by --into."
         )

@@ -22,7 +22,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from exchange_service.authoring import exact_json
 from exchange_service.authoring.exact_json import Members, Number
-from exchange_service.authoring.fields import SHORTEST_ID, Kind, kind_of_key, kind_of_number, kind_of_text, plain_name
+from exchange_service.authoring.fields import (
+    SHORTEST_ID,
+    Kind,
+    is_account_number,
+    kind_of_key,
+    kind_of_number,
+    kind_of_text,
+    plain_name,
+)
 from exchange_service.authoring.inventing import Inventor
 from exchange_service.authoring.masking import Secrets, credential_texts
 from exchange_service.authoring.trying import Trial
@@ -38,6 +46,7 @@ _SHORTEST_PART = 5
 # The host reads these of the stored metadata; they name no account.
 _HOST_KEYS = ("sandbox", "environment")
 _KEPT_HEADERS = re.compile(r"content-type|retry-after|limit|remaining|reset|used|weight", re.IGNORECASE)
+_BETWEEN = re.compile(r"[^\w-]+")
 _PLAIN_HEADER = re.compile(r"[\w./;=, +:-]{1,80}\Z")
 _IN_TEXT = re.compile(
     r"[\w.+-]+@[\w-]+\.[\w.-]+\w"
@@ -186,36 +195,50 @@ class _Ids:
     def __init__(self, inventor: Inventor) -> None:
         self._inventor = inventor
         self._made: dict[str, str] = {}
+        # In lower case: an account's number and a wallet's address are the same in any case.
+        self._folded: set[str] = set()
         self._invented: set[str] = set()
-        # The longest first, by their first characters: a text is searched once, however many ids there are.
+        # In lower case as well, the longest first, by their first characters: a text is searched once, however many ids
+        # there are.
         self._by_start: dict[str, list[str]] = {}
 
     def __contains__(self, text: object) -> bool:
-        return text in self._made
+        return isinstance(text, str) and text.lower() in self._folded
 
     def get(self, text: str) -> str:
-        """The invented one; empty if it is not known."""
-        return self._made.get(text, "")
+        """The invented one, in the case of the text; empty if it is not known."""
+        return self._invent(text) if text in self else ""
+
+    def _invent(self, text: str) -> str:
+        if text not in self._made:
+            self._made[text] = made = self._inventor.name(text)
+            self._invented.add(made)
+        return self._made[text]
 
     def learn(self, text: str) -> None:
         """Replace this id from now on."""
-        if text in self._made:
+        if text in self:
             return
-        self._made[text] = made = self._inventor.name(text)
-        self._invented.add(made)
+        self._invent(text)
+        folded = text.lower()
+        self._folded.add(folded)
         if len(text) >= _SHORTEST_PART:
-            several = self._by_start.setdefault(text[:_SHORTEST_PART], [])
-            several.append(text)
+            several = self._by_start.setdefault(folded[:_SHORTEST_PART], [])
+            several.append(folded)
             several.sort(key=len, reverse=True)
 
     def replaced_in(self, text: str) -> str:
         """A text with the ids within it replaced."""
+        folded = text.lower()
+        if len(folded) != len(text):
+            # A few letters are two in lower case, and places would not be the same.
+            folded = text
         parts, done, place = [], 0, 0
         while place <= len(text) - _SHORTEST_PART:
-            known = self._by_start.get(text[place : place + _SHORTEST_PART], ())
-            found = next((one for one in known if text.startswith(one, place)), "")
+            known = self._by_start.get(folded[place : place + _SHORTEST_PART], ())
+            found = next((one for one in known if folded.startswith(one, place)), "")
             if found:
-                parts += [text[done:place], self._made[found]]
+                parts += [text[done:place], self._invent(text[place : place + len(found)])]
                 done = place = place + len(found)
             else:
                 place += 1
@@ -342,13 +365,16 @@ class _Writer:
             "query": self._pairs(urlsplit(seen.url).query),
             "body": self._body(seen.body),
             "status": seen.status,
-            "headers": {
-                key: item
-                for key, item in seen.answer_headers.items()
-                if _KEPT_HEADERS.search(key) and not is_secret_name(key) and _PLAIN_HEADER.match(item)
-            },
+            "headers": {key: item for key, item in seen.answer_headers.items() if self._is_kept(key, item)},
             "form": "text" if isinstance(value, _Text) else "json",
         }
+
+    def _is_kept(self, name: str, value: str) -> bool:
+        """Whether a header is one of limits or of the answer's form, and names no account."""
+        if not _KEPT_HEADERS.search(name) or is_secret_name(name) or not _PLAIN_HEADER.match(value):
+            return False
+        names_account = any(map(is_account_number, _BETWEEN.split(value)))
+        return not names_account and self._free_text(value, "the path") == value
 
     def _path(self, seen: SeenRequest) -> str:
         segments = urlsplit(seen.url).path.split("/")

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
+from exchange_service.authoring.places import without_places
 from exchange_service.testing.projects import PluginProject
 
+# Seconds that the suite and a plugin's own tests may take: that of the plugin with most listings takes some minutes.
+LIMIT = 1800.0
+# Bytes of what pytest printed that are searched for an error, and characters of the line that is shown.
+_MOST_READ = 64 * 1024
+_LONGEST_LINE = 300
 # From the worst to the best: the outcome of a test that ran several times is the first of these that occurs.
 _OUTCOMES = ("failed", "passed", "skipped", "not run")
 
@@ -91,7 +100,8 @@ def run_suite(project: PluginProject) -> SuiteResults:
         )
     module = project.point.module
     tests = tuple(test for test in results.tests if test.plugin in ("", module))
-    return replace(results, tests=tests)
+    errors = tuple(without_places(error, project.folder) for error in results.errors)
+    return replace(results, tests=tests, errors=errors)
 
 
 def own_tests(folder: Path) -> list[Path]:
@@ -99,9 +109,11 @@ def own_tests(folder: Path) -> list[Path]:
     return [folder / name for name in ("tests", "test") if (folder / name).is_dir()] or sorted(folder.glob("test_*.py"))
 
 
-def run_pytest(arguments: Sequence[str], *, working_folder: Path, importable: Iterable[Path] = ()) -> SuiteResults:
-    """Run pytest to its end and read what it recorded; if it recorded nothing, the last line that it printed is the
-    error."""
+def run_pytest(
+    arguments: Sequence[str], *, working_folder: Path, importable: Iterable[Path] = (), limit: float = LIMIT
+) -> SuiteResults:
+    """Run pytest to its end, or for `limit` seconds, and read what it recorded; if it recorded nothing, the last line
+    that it printed is the error."""
     paths = [str(path) for path in importable if path.is_dir()]
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, environment.get("PYTHONPATH", "")]))
@@ -110,18 +122,49 @@ def run_pytest(arguments: Sequence[str], *, working_folder: Path, importable: It
         # --rootdir is left to pytest: the project's own settings count.
         command = [sys.executable, "-m", "pytest", "-q", "-p", "exchange_service.authoring.recorder"]
         command += ["-p", "no:cacheprovider", "--exchange-record", str(record), *arguments]
-        # The interpreter is ours and the arguments are the author's own: no input comes from outside.
-        done = subprocess.run(  # noqa: S603
-            command, cwd=working_folder, env=environment, capture_output=True, text=True, check=False
-        )
-        if not record.exists():
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
-            return SuiteResults(errors=(f"pytest ended with {done.returncode}: {said}",))
-        return read_record(record)
+        # In a file: tests may print more than the memory should hold, and what they start may keep a pipe open.
+        with (Path(name) / "printed").open("w+b") as printed:
+            status = _run_to_end(command, working_folder, environment, printed, limit)
+            if record.exists():
+                return read_record(record)
+            return SuiteResults(errors=(_why_nothing(status, printed, limit),))
 
 
 def read_record(path: Path) -> SuiteResults:
     """What pytest's plugin `exchange_service.authoring.recorder` wrote to the file of `--exchange-record`."""
     content = json.loads(path.read_text())
     return SuiteResults(tuple(RecordedTest(**test) for test in content["tests"]), tuple(content["errors"]))
+
+
+def _run_to_end(
+    command: Sequence[str], working_folder: Path, environment: Mapping[str, str], printed: IO[bytes], limit: float
+) -> int | None:
+    """The exit status; None if it was ended after `limit` seconds. Nothing that it has started is left behind."""
+    # The interpreter is ours and the arguments are the author's own: no input comes from outside.
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        cwd=working_folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _why_nothing(status: int | None, printed: IO[bytes], limit: float) -> str:
+    """Why there is no record, from the end of what pytest has printed."""
+    if status is None:
+        return f"pytest did not end within {limit:g} seconds: run it by hand to see which test waits, and for what"
+    printed.seek(max(0, printed.seek(0, os.SEEK_END) - _MOST_READ))
+    lines = [line for line in printed.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
+    return f"pytest ended with {status} before it was done: {said[:_LONGEST_LINE]}"

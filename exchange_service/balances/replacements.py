@@ -28,6 +28,8 @@ from exchange_service.venues.replacing import check_changes
 
 # Accounts whose credentials were opened, which alone can be replaced.
 _MOST_OPENED = 40_000
+# Versions that one session has replaced which are remembered: more than a call that is in progress may still name.
+_MOST_OWN = 64
 # Seconds between two turns of one row.
 LEAST_PAUSE = 1.0
 # Seconds for which a plugin waits for the store.
@@ -60,12 +62,12 @@ def _no_conflict(account: Account) -> None:
 @dataclass(slots=True)
 class _Opened:
     """What an account's session was opened from: the row, its version, and the fingerprint of the credential. `own` are
-    the versions before, which the session itself has replaced."""
+    the versions before, which the session itself has replaced, the latest first."""
 
     stored_as: Account
     version: str
     fingerprint: bytes
-    own: frozenset[str] = frozenset()
+    own: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -125,7 +127,7 @@ class Replacements:
     def _note(self, reference: CredentialReference, credential: Credential) -> Credential:
         fingerprint = self._fingerprints.of(credential)
         before = self._opened.get(reference.account)
-        own = before.own if before is not None and before.version == reference.version else frozenset()
+        own = before.own if before is not None and before.version == reference.version else ()
         self._opened[reference.account] = _Opened(reference.stored_as, reference.version, fingerprint, own)
         held = self._held.get(reference.stored_as)
         if held is None or fingerprint not in held.expected:
@@ -185,6 +187,8 @@ class Replacements:
         stored_as = held.opened.stored_as
         async with held.writing:
             if held.over:
+                if held.version is not None:
+                    self._follow(account, held.opened)
                 return held.version
             await self._take_turn(stored_as)
             changes = dict(held.changes)
@@ -196,7 +200,7 @@ class Replacements:
                 self._log(log.warning, "credential.replacement_refused", held, "the row holds another credential")
                 self.on_conflict(account)
                 return None
-            await self._on_written(held, rewritten)
+            await self._on_written(account, held, rewritten)
             if held.changes == changes:
                 held.version = rewritten.version
                 self._drop(held)
@@ -214,12 +218,20 @@ class Replacements:
         held.expected.add(rewritten.fingerprint)
         await self.lineage.record(rewritten.version, held.opened.version)
 
-    async def _on_written(self, held: _Held, rewritten: Rewritten) -> None:
+    async def _on_written(self, account: Account, held: _Held, rewritten: Rewritten) -> None:
         opened, before = held.opened, held.opened.version
         if rewritten.version != before:
-            opened.own |= {before}
+            opened.own = (before, *opened.own)[:_MOST_OWN]
             opened.version, opened.fingerprint = rewritten.version, rewritten.fingerprint
+            self._follow(account, opened)
             await self.on_replaced(opened.stored_as, rewritten.version, await self.lineage.of(rewritten.version))
+
+    def _follow(self, account: Account, written: _Opened) -> None:
+        """Note the written version for the account too if it was opened again meanwhile, or is another one of the row:
+        its session's next token would be taken for one of an earlier credential, and be lost."""
+        opened = self._opened.get(account)
+        if opened is not None and opened is not written and opened.version in written.own:
+            opened.own, opened.version, opened.fingerprint = written.own, written.version, written.fingerprint
 
     def _try_again_later(self, account: Account, held: _Held) -> None:
         if held.over or held.retrying is not None:

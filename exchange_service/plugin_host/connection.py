@@ -25,6 +25,9 @@ _MOST_ABANDONED = 4096
 _MOST_ASKED = 64
 _LONGEST_ASKED = 128 * 1024
 
+# Seconds until the answer that nothing was stored.
+_REFUSED_PAUSE = 1.0
+
 _CANCELLED = messages.FAILURE_CODE_CANCELLED
 _DEADLINE_EXCEEDED = messages.FAILURE_CODE_DEADLINE_EXCEEDED
 _INTERNAL = messages.FAILURE_CODE_INTERNAL
@@ -226,6 +229,9 @@ class ProcessConnection(FramePort):
 
     async def _answer(self, number: int, request: messages.ReplaceCredentialRequest, replacing: Replacing) -> None:
         response = await replacing(request)
+        if not response.credential_version:
+            # Nothing was stored, which cost the service little: a process that asks on and on has to wait.
+            await asyncio.sleep(_REFUSED_PAUSE)
         await self.writable()
         self.send(Kind.ANSWER, number, response.SerializeToString())
 

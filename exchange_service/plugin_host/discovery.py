@@ -152,17 +152,20 @@ def _place(info: PluginInfo, settings: Settings) -> Placement:
 def open_registry(settings: Settings, *, stand_ins: Mapping[str, Mapping[str, Any]] | None = None) -> Registry:
     """Every installed plugin, as the settings place them. `stand_ins`: by distribution, values that its plugins get in
     place of those of `plugin_settings`."""
-    elsewhere, problems = _choose_elsewhere(settings)
+    elsewhere, problems, losers = _choose_elsewhere(settings)
     installed, replaced = _replace(installed_plugins(), elsewhere, settings)
     points, refused = _separate(installed, lambda point: reason_to_refuse(point, settings))
     points, left_out = one_of_each_name(points)
     taken = {point.name: plugin_info(point) for point in points}
     interpreters = {found.info: found.interpreter for name, found in elsewhere.items() if name not in taken}
-    problems += [_taken(elsewhere[name].info, info) for name, info in taken.items() if name in elsewhere]
+    losers += [_taken(elsewhere[name].info, info) for name, info in taken.items() if name in elsewhere]
+    # Their names are in doubt, which those of plugins that may not be loaded never put in doubt.
+    rivals = [problem.plugin for problem in (*left_out, *losers)]
     manifests = _Manifests(settings, interpreters)
     return load_registry(
         points=points,
-        left_out=[*left_out, *refused, *problems, *replaced],
+        left_out=[*left_out, *refused, *problems, *losers, *replaced],
+        rivals=rivals,
         choices=settings.exchange_plugins,
         place=lambda info: _place(info, settings),
         third_party=ThirdPartyManifests(manifests.read, manifests.refresh),
@@ -188,10 +191,14 @@ def _open_sealed(settings: Settings, plugin: str, setting: str, text: str) -> st
         raise SettingRefused(str(unreadable)) from None
 
 
-def _choose_elsewhere(settings: Settings) -> tuple[dict[str, PluginElsewhere], list[PluginProblem]]:
-    """By name, the plugins that run on interpreters of their own, and why others of `plugin_interpreters` do not."""
+def _choose_elsewhere(
+    settings: Settings,
+) -> tuple[dict[str, PluginElsewhere], list[PluginProblem], list[PluginProblem]]:
+    """By name, the plugins that run on interpreters of their own, why others of `plugin_interpreters` may not, and
+    those whose name another one has taken."""
     chosen: dict[str, PluginElsewhere] = {}
-    problems = []
+    problems: list[PluginProblem] = []
+    losers: list[PluginProblem] = []
     for name, found in find_elsewhere(settings.plugin_interpreters).items():
         if isinstance(found, InterpreterUnusable):
             problems.append(PluginProblem(_presumed(name), str(found), detail=found.detail))
@@ -201,10 +208,10 @@ def _choose_elsewhere(settings: Settings) -> tuple[dict[str, PluginElsewhere], l
             if reason := _reason_to_refuse(candidate.info, candidate.recorded, settings):
                 problems.append(PluginProblem(candidate.info, reason))
             elif name in chosen:
-                problems.append(_taken(candidate.info, chosen[name].info))
+                losers.append(_taken(candidate.info, chosen[name].info))
             else:
                 chosen[name] = candidate
-    return chosen, problems
+    return chosen, problems, losers
 
 
 def _presumed(name: str) -> PluginInfo:

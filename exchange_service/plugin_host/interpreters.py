@@ -111,7 +111,7 @@ def read_description(name: str, command: str, data: bytes) -> Sequence[PluginEls
         _require_library(command, described)
         interpreter = _read_interpreter(command, python, described)
         found = [_read_plugin(name, interpreter, plugin) for plugin in described["plugins"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise InterpreterUnusable(
             "What plugin_interpreters names for it is not an interpreter of Python.",
             f"plugin_interpreters names {command} for {name}: name its environment's bin/python.",
@@ -168,7 +168,7 @@ def _text(value: object) -> str:
 
 
 def _paths(value: object) -> tuple[str, ...]:
-    """Paths of the description as they are."""
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    """Paths of the description as they are; ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
         raise ValueError
     return tuple(value)

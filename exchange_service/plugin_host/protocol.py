@@ -22,6 +22,8 @@ PROTOCOL = 9
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
 # The limits of one call that are believed: far more than any venue has.
 _MOST_LIMITS = 100
+# The units of one report that are believed, as in plugin_api.
+_MOST_UNITS = 2**53
 
 
 def service_proof(token: str) -> bytes:
@@ -156,10 +158,16 @@ def read_pushes(entries: Sequence[messages.OpenPushes], exchanges: Collection[st
 def read_reports(message: messages.VenueReports, into: VenueReports) -> None:
     """Put the reports that `write_reports` wrote into `into`."""
     usage = message.usage[:_MOST_LIMITS]
-    into.usage.update({entry.seconds: (entry.used, entry.resets_after) for entry in usage})
+    into.usage.update({entry.seconds: (_units(entry.used), entry.resets_after) for entry in usage})
     into.cooldown = max(into.cooldown, message.cooldown)
     for seconds, units in list(message.costs.items())[:_MOST_LIMITS]:
-        into.costs[seconds] = max(units, into.costs.get(seconds, 0))
+        into.costs[seconds] = max(_units(units), into.costs.get(seconds, 0))
+
+
+def _units(reported: int) -> int:
+    """As `VenueCall.report_cost` bounds them, whatever the process says: sums of more do not fit where replicas count
+    together."""
+    return min(max(0, reported), _MOST_UNITS)
 
 
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:

@@ -12,12 +12,17 @@ from exchange_service.model import SECRET_FIELDS, Credential, ExchangeMetadata
 from exchange_service.observability.redaction import is_secret_name
 from exchange_service.plugin_kit.state import State
 
+# A token may rotate without end; sessions that begin have one of the last.
+_MOST_DIGESTS = 8
+
 
 @dataclass(slots=True)
 class KeyState:
-    """The state of one key, and how many sessions use it."""
+    """The state of one key, and how many sessions use it. It is found by a digest of the key, and by those of what its
+    plugin has made of the key by replacing a token."""
 
-    digest: bytes = field(repr=False)
+    place: tuple[str, str, str]
+    digests: list[bytes] = field(repr=False)
     state: State = field(default_factory=State)
     sessions: int = 0
 
@@ -31,23 +36,40 @@ class KeyStates:
         self._states: dict[bytes, KeyState] = {}
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len({id(shared) for shared in self._states.values()})
 
     def take(self, plugin: str, metadata: ExchangeMetadata, environment: str, credential: Credential) -> KeyState:
         """The state of the credential's key, for one more session."""
-        place = [plugin, metadata.venue, environment]
-        text = json.dumps([place, _key_of(credential, metadata)], sort_keys=True, default=_plain)
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=self._hash_key, digest_size=32).digest()
-        shared = self._states.setdefault(digest, KeyState(digest))
+        place = (plugin, metadata.venue, environment)
+        digest = self._digest(place, metadata, credential)
+        shared = self._states.setdefault(digest, KeyState(place, [digest]))
         shared.sessions += 1
         return shared
+
+    def follow(self, shared: KeyState, metadata: ExchangeMetadata, credential: Credential) -> None:
+        """The plugin has replaced a token of the key: a session that begins with what is stored now shares the state
+        too, unless another one has begun with that already."""
+        digest = self._digest(shared.place, metadata, credential)
+        # A refresh may go on after its session was closed.
+        if digest in self._states or not shared.sessions:
+            return
+        self._states[digest] = shared
+        shared.digests.append(digest)
+        for old in shared.digests[:-_MOST_DIGESTS]:
+            del self._states[old]
+        del shared.digests[:-_MOST_DIGESTS]
+
+    def _digest(self, place: tuple[str, str, str], metadata: ExchangeMetadata, credential: Credential) -> bytes:
+        text = json.dumps([place, _key_of(credential, metadata)], sort_keys=True, default=_plain)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=self._hash_key, digest_size=32).digest()
 
     def release(self, shared: KeyState) -> State | None:
         """One session less. The state, to be closed, if that was the last one; the next session gets another."""
         shared.sessions -= 1
         if shared.sessions:
             return None
-        del self._states[shared.digest]
+        for digest in shared.digests:
+            del self._states[digest]
         return shared.state
 
 

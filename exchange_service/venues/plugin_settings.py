@@ -108,7 +108,8 @@ class OperatorSettings:
                 f"comes from the environment variable {shown}, which is not set or empty. Set it where the service is "
                 "started."
             )
-        return found
+        # What a shell reads from a file may end with a line break, and `plugins seal` leaves it out as well.
+        return found.rstrip("\r\n")
 
 
 def _is_meant(info: PluginInfo, key: str, installed: Collection[PluginInfo]) -> bool:

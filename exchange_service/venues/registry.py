@@ -330,14 +330,16 @@ def load_registry(
     third_party: ThirdPartyManifests | None = None,
     elsewhere: Mapping[PluginInfo, Interpreter] | None = None,
     left_out: Iterable[PluginProblem] = (),
+    rivals: Iterable[PluginInfo] = (),
     settings: OperatorSettings | None = None,
 ) -> Registry:
     """Load the plugins of `points`, which are all installed ones by default.
 
     `choices`: by exchange id, the distribution that serves an id which two plugins claim. `place`: where each plugin
     runs. `elsewhere`: further plugins, each with the interpreter that runs it; they are read as third-party ones are.
-    `left_out`: the plugins that are not among `points`, with the reasons. `settings`: what the operator has set
-    for the plugins.
+    `left_out`: the plugins that are not among `points`, with the reasons. `rivals`: those of them that would be loaded
+    if another plugin had not their name: settings under such a name are neither's. `settings`: what the operator has
+    set for the plugins.
     """
     plugins: list[LoadedPlugin] = []
     problems = list(left_out)
@@ -348,7 +350,8 @@ def load_registry(
     by_plugin = dict(zip(apart, replies, strict=False))
     ordered = sorted([*here, *((info, None) for info in elsewhere)], key=_load_order)
     declared: dict[PluginInfo, tuple[PluginSetting, ...]] = {}
-    settings_of = partial((settings or OperatorSettings()).values, installed=[info for info, _ in ordered])
+    known = [*(info for info, _ in ordered), *rivals]
+    settings_of = partial((settings or OperatorSettings()).values, installed=known)
     for info, point in ordered:
         try:
             if point is None or info in apart:

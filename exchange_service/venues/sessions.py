@@ -100,6 +100,8 @@ class _Session:
     hidden: asyncio.Future[Credential] | None = None
     # Shared with the other sessions of the same key; taken once the credential is opened.
     shared: KeyState | None = None
+    # The credential by which that was found last.
+    shared_by: Credential | None = field(default=None, repr=False)
     # Watches that run with it, to be ended when it is retired.
     watches: set[asyncio.Task[None]] = field(default_factory=set)
     # Calls in progress: they are given what their plugin replaces.
@@ -260,7 +262,9 @@ class Sessions:
             raise NotSupported("The credentials of this process are not stored by the service, and cannot be replaced.")
         checked = check_changes(listing.metadata, listing.plugin.info.name, changes)
         # What the venue was given is of no use any more, whatever becomes of the new value.
-        session.use((await asyncio.shield(session.opened)).with_fields(checked), listing.metadata)
+        credential = (await asyncio.shield(session.opened)).with_fields(checked)
+        session.use(credential, listing.metadata)
+        self._follow_key(session, listing, credential)
         version = await self._replace_credential(account, session.version, listing, checked)
         if version is not None:
             session.follow(version)
@@ -371,6 +375,8 @@ class Sessions:
         if session.shared is None:
             name = target.listing.plugin.info.name
             session.shared = self._key_states.take(name, metadata, environment.name, credential)
+            session.shared_by = credential
+        self._follow_key(session, target.listing, credential)
         return VenueCall(
             exchange=metadata,
             account=account,
@@ -387,6 +393,12 @@ class Sessions:
             reports=target.reports,
             replacing=partial(self._replace, session, known, target.listing),
         )
+
+    def _follow_key(self, session: _Session, listing: Listing, credential: Credential) -> None:
+        """Let sessions that begin with what the plugin has made of the session's key share its state."""
+        if session.shared is not None and session.shared_by is not credential:
+            self._key_states.follow(session.shared, listing.metadata, credential)
+            session.shared_by = credential
 
     def _retire(self, session: _Session) -> None:
         session.retired = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -266,7 +267,8 @@ def with_known_rows(
             if not _is_zero(row) or identity in known:
                 kept.append(row)
                 reported[identity] = tuple(name for name in AMOUNTS if row.HasField(name))
-        gone = [identity for identity in known if identity[:3] == owner and identity not in reported][:_MAX_GONE_ROWS]
+        gone = [identity for identity in known if identity[:3] == owner and identity not in reported]
+        gone = _without_other_kinds(gone, known, reported)[:_MAX_GONE_ROWS] if gone else gone
         if account.HasField("error"):
             # The rows stay known, and nothing is reported about them now.
             reported.update({identity: tuple(known[identity]) for identity in gone})
@@ -277,6 +279,24 @@ def with_known_rows(
             account.assets.append(_zero_row(identity, known[identity]))
             reported[identity] = tuple(known[identity])
     return message.SerializeToString(deterministic=True), reported
+
+
+def _without_other_kinds(
+    gone: Iterable[RowIdentity], known: Iterable[RowIdentity], reported: Iterable[RowIdentity]
+) -> list[RowIdentity]:
+    """The known rows that are gone, without those that are there under another kind: an earlier version of the plugin,
+    such as another replica's, says no kind. Such a row must not stand at zero beside itself."""
+    before = Counter(row[:-1] for row in known)
+    now: dict[tuple[str, ...], list[int]] = {}
+    for row in reported:
+        now.setdefault(row[:-1], []).append(row[-1])
+
+    def is_there(row: RowIdentity) -> bool:
+        kinds = now.get(row[:-1], [])
+        unsaid = balance_pb2.ASSET_KIND_UNSPECIFIED
+        return before[row[:-1]] == len(kinds) == 1 and unsaid in (row[-1], kinds[0])
+
+    return [row for row in gone if not is_there(row)]
 
 
 def _zero_row(identity: RowIdentity, amounts: Iterable[AmountName]) -> balance_pb2.AssetBalance:

@@ -275,6 +275,15 @@ class TestRealPlugins:
     def test_rights_are_shown_if_they_are_asked_for(self) -> None:
         assert report_of("tradier", "-e", "tradier", "--check-credential")["rights"] is not None
 
+    def test_the_sentences_for_the_owner_of_a_key_are_shown(self) -> None:
+        (note,) = report_of("oanda", "--check-credential")["rights"]["notes"]
+        assert f"note on the key: {note}" in run_try("oanda", "--check-credential").stdout
+
+    def test_the_figures_of_the_account_are_shown_once_and_apart_from_its_rows(self) -> None:
+        lines = run_try("oanda").stdout.splitlines()
+        table = lines[lines.index(next(line for line in lines if line.startswith("account "))) :]
+        assert [line for line in table if "equity" in line] == [line for line in lines if line.startswith("summary ")]
+
     def test_one_of_several_listings_has_to_be_chosen(self) -> None:
         done = run_try("tradier")
         assert done.returncode == 3

@@ -249,8 +249,8 @@ def _message(trial: Trial, fetched: Any) -> Any:
 def _show_balance(trial: Trial, fetched: Any) -> None:
     message = _message(trial, fetched)
     console.print(tables.balance(message))
-    if summary := tables.summary(message):
-        console.print(f"[dim]summary[/] {summary}", highlight=False)
+    for line in tables.summaries(message):
+        console.print(f"[dim]summary[/] {line}", soft_wrap=True, highlight=False)
     for fault in tables.faults(message):
         console.print(f"[red]not read:[/] {fault}", soft_wrap=True, highlight=False)
     for note in message.notes:
@@ -330,6 +330,9 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
     if rights := report["rights"]:
         told = {True: "yes", False: "no", None: "the venue does not say"}
         yield f"may trade: {told[rights['may_trade']]}; may withdraw: {told[rights['may_withdraw']]}"
+        if rights["expires"]:
+            yield f"expires: {rights['expires']}"
+        yield from (f"[dim]note on the key:[/] {plain(note)}" for note in rights["notes"])
     for name, title in (("error", "no balance"), ("rights_error", "no rights"), ("push_error", "the push ended")):
         if error := report[name]:
             wait = f" (Wait {error['retry_after']:.3g} s.)" if error["retry_after"] else ""

@@ -73,8 +73,8 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
 
 
 def balance(message: balance_pb2.Balance) -> Table:
-    """One balance as a table: a line for each asset and for each account that could not be read. The figures of accounts
-    as a whole are what `summaries` gives."""
+    """One balance as a table: a line for each asset and for each account that could not be read. `summaries` gives the
+    figures of accounts as a whole."""
     return _balance_table((line for line in balance_lines(message) if not line.is_summary), "account", "asset")
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from exchange_service.authoring.masking import Masker, Secrets
 from exchange_service.errors import VenueTimeout
+from exchange_service.observability.redaction import HIDDEN
 from exchange_service.testing import LoopbackVenue
 from exchange_service.venues import http_pool
 from exchange_service.venues.http_pool import VenueHttpPool
@@ -254,6 +255,12 @@ def inner(row, token):
         assert "--live" in done.stderr
 
 
+def test_what_a_message_of_ours_signs_is_hidden() -> None:
+    sent = {"event": "subscribe", "original_challenge": "c4c6", "signed_challenge": "vJLl/1234"}
+    shown = json.loads(Masker(Secrets()).message(json.dumps(sent)))
+    assert (shown["event"], shown["signed_challenge"]) == ("subscribe", HIDDEN)
+
+
 class TestRealPlugins:
     def test_a_trouble_of_the_simulator_shows_where_the_plugin_raised(self) -> None:
         report = report_of("tradier", "--exchange", "tradier", "--trouble", "wrong key", code=4)
@@ -303,6 +310,10 @@ class TestRealPlugins:
         done = run_try("oanda", "--live", stdin=text)
         assert done.returncode == 2
         assert "GET" not in done.stdout
+
+    def test_a_situation_or_trouble_that_there_is_not_is_told_which_there_are(self) -> None:
+        assert "limited, slow, stale, partly" in run_try("oanda", "--situation", "broke").stderr
+        assert "wrong key, missing right" in run_try("oanda", "--trouble", "broke").stderr
 
     def test_only_one_place_can_be_tried(self) -> None:
         assert run_try("oanda", "--live", "--url", "http://127.0.0.1:1").returncode == 2

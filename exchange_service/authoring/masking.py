@@ -33,6 +33,8 @@ _MOST_RUNS = 2000
 # A value under a secret's name, such as "token", is one only if it is as long as this: venues call assets so too.
 _SHORTEST_OPAQUE = 16
 _PLAIN_SECRET = re.compile(r"secret|passw|passphrase|signature|mnemonic|private|api[_-]?key|jwt|cookie", re.IGNORECASE)
+# What is signed and sent, such as a challenge of the venue.
+_SIGNED = re.compile(r"signed|challenge", re.IGNORECASE)
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
 _OF_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]")
@@ -395,6 +397,8 @@ class Masker:
             return [self._value(item, name, sent=sent) for item in value]
         if value is None or isinstance(value, bool) or value == "":
             return value
+        if _SIGNED.search(name):
+            return HIDDEN
         return HIDDEN if (is_secret_name(name) if sent else is_secret_value(name, value)) else value
 
 

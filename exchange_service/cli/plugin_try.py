@@ -33,8 +33,13 @@ def try_plugin(
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="Which listing, if it has several.")] = "",
     environment: Annotated[str, typer.Option(help="production, sandbox, or the venue's own name.")] = "production",
     account_type: Annotated[str, typer.Option(help="One of the listing's account types, or all.")] = "",
-    situation: Annotated[str, typer.Option(help="Which account of the simulator: moving, empty, refused, ...")] = "",
-    trouble: Annotated[str, typer.Option(help='Or one with a trouble, such as "wrong key" or outage.')] = "",
+    situation: Annotated[
+        str, typer.Option(help="Which account of the simulator: moving, empty, refused, limited, slow, stale, partly.")
+    ] = "",
+    trouble: Annotated[
+        str,
+        typer.Option(help="Or one with a trouble, such as outage; a name that there is not lists them."),
+    ] = "",
     url: Annotated[str, typer.Option(help="An address in the venue's place, as venue_urls has it.")] = "",
     live: Annotated[bool, typer.Option("--live", help="The real venue, with a credential of yours.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=120, help="Seconds for the call.")] = 8.0,

@@ -86,7 +86,12 @@ class PushLanguage:
 
     def subscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
         """The messages that subscribe to these topics; one topic at a time is asked for. A VenueError ends the topics'
-        subscriptions alone."""
+        subscriptions alone.
+
+        A topic is what the venue's messages name. Where only the first message tells an account's own name, take a
+        constant topic on a connection of that login, and compare the name in `state`, by `require_account` or by
+        `require_same_accounts`.
+        """
         raise NotImplementedError
 
     def unsubscribe(self, topics: Sequence[Topic]) -> Iterable[str]:

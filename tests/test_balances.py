@@ -981,10 +981,10 @@ class TestBrokenPlugins:
             await service.get()
         assert len(service.cache) == 0
 
-    async def test_a_time_without_a_zone_is_taken_as_utc(self, service: TestService, plugin: ScriptedPlugin) -> None:
+    async def test_a_time_without_a_zone_is_not_guessed(self, service: TestService, plugin: ScriptedPlugin) -> None:
         plugin.answer = returning(holding(("BTC", "1"), venue_time=datetime(2026, 1, 2, 3, 4, 5)))  # noqa: DTZ001
-        stored = (await service.get()).stored
-        assert balance_pb2.Balance.FromString(stored.data).venue_time.ToJsonString() == "2026-01-02T03:04:05Z"
+        with pytest.raises(PluginFailed, match="the venue_time of a Balance has no time zone"):
+            await service.get()
 
 
 @pytest.mark.threat("T10")

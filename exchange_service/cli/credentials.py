@@ -124,8 +124,11 @@ def _find_row(stored: list[Account], account: Account, metadata: ExchangeMetadat
     return next(rows, None)
 
 
-def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was stored") -> Credential:
-    """A credential that is typed at the terminal; `at_end` is what a refusal begins with. Exits without a terminal."""
+def prompt_credential(
+    metadata: ExchangeMetadata, *, at_end: str = "nothing was stored", as_json: str = "by --stdin"
+) -> Credential:
+    """A credential that is typed at the terminal; `at_end` is what a refusal begins with, and `as_json` how it could
+    come as JSON. Exits without a terminal."""
     if metadata.instructions:
         messages.print(metadata.instructions)
     if not sys.stdin.isatty():
@@ -141,8 +144,7 @@ def prompt_credential(metadata: ExchangeMetadata, *, at_end: str = "nothing was 
     except (EndOfInput, KeyboardInterrupt):
         raise typer.Exit(_INTERRUPTED) from None
     except CredentialInvalid as invalid:
-        lines = "A key of several lines can also come as JSON on standard input."
-        fail(f"{at_end}: {invalid.text} {lines}", ExitCode.USAGE)
+        fail(f"{at_end}: {invalid.text} A key of several lines can also come {as_json}.", ExitCode.USAGE)
     metadata_values = {name: value for name, value in values.items() if value and name not in SECRET_FIELDS}
     return Credential.from_texts(values, metadata_values)
 

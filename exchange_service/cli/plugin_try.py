@@ -186,7 +186,11 @@ def _ask_credential(listing: Listing) -> Credential:
     from exchange_service.errors import CredentialInvalid
 
     typed = sys.stdin.isatty()
-    credential = prompt_credential(listing.metadata, at_end="nothing was tried") if typed else read_credential()
+    credential = (
+        prompt_credential(listing.metadata, at_end="nothing was tried", as_json="as JSON on standard input")
+        if typed
+        else read_credential()
+    )
     try:
         return checked_credential(listing, credential)
     except CredentialInvalid as invalid:

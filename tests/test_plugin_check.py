@@ -114,6 +114,11 @@ class TestTheDocumentedPlugin:
         _, rules, _ = documented
         assert rules["limits"]["evidence"] == "missing: limits of acme"
         assert rules["limits"]["advice"].startswith("State `limits`")
+        # What no statement can put right does not advise one.
+        assert rules["demo"]["advice"].endswith(
+            "Or state in quality.toml, under [rules.demo], which of them the venue cannot have."
+        )
+        assert "quality.toml" not in rules["typed"]["advice"]
         assert "exchange_service_acme/__init__.py:19: error: Function is missing" in rules["typed"]["evidence"]
 
     def test_the_report_in_its_folder_says_the_same_and_names_no_place_of_this_machine(
@@ -270,7 +275,7 @@ class TestRules:
             gather_evidence(find_project(str(ROOT / "plugins" / "oanda")), SuiteResults(), TypeCheck(True))
         )
         advice = {found.rule.name: found.advice for found in judge(evidence, {}).findings}
-        assert "Or state in quality.toml that the venue does not say what a key may do" in advice["key_rights"]
+        assert "Or state in quality.toml, under [rules.key_rights], that the venue does not say" in advice["key_rights"]
         assert "state in" not in advice["balance"]
 
     @pytest.mark.parametrize(

@@ -281,6 +281,15 @@ class TestRealPlugins:
 
     def test_rights_are_shown_if_they_are_asked_for(self) -> None:
         assert report_of("tradier", "-e", "tradier", "--check-credential")["rights"] is not None
+        shown = run_try("alpaca", "--check-credential").stdout
+        assert "may trade: the venue does not say" in shown
+        assert "note on the key: " in shown
+
+    def test_the_figures_of_each_of_several_accounts_are_shown(self) -> None:
+        shown = run_try("aster").stdout
+        assert re.search(r"^summary futures .*unrealised pnl", shown, re.MULTILINE), shown
+        # Not those of one account, which are the balance's own.
+        assert run_try("oanda").stdout.count("summary ") == 1
 
     def test_the_sentences_for_the_owner_of_a_key_are_shown(self) -> None:
         (note,) = report_of("oanda", "--check-credential")["rights"]["notes"]

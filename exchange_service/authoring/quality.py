@@ -185,18 +185,18 @@ def _judge_rule(rule: Rule, evidence: Evidence, statement: Statement) -> Finding
         return Finding(rule, Status.DONE, judged.evidence, statement=statement)
     missing = "missing: " + "; ".join(lack.text for lack in judged.lacks)
     if statement.status != Status.EXEMPT:
-        return Finding(rule, Status.TODO, missing, _advice(rule, judged), statement)
+        return Finding(rule, Status.TODO, missing, _advise(rule, judged), statement)
     fault = _statement_fault(rule, judged, statement)
     if fault:
         return Finding(rule, Status.TODO, missing, f"The statement does not count: {fault}", statement)
     return Finding(rule, Status.EXEMPT, missing, statement=statement)
 
 
-def _advice(rule: Rule, judged: Judgement) -> str:
-    """What to do, and what may be stated instead, if a statement can excuse all that is missing."""
+def _advise(rule: Rule, judged: Judgement) -> str:
+    """How to keep a rule, and that its author may state something instead, if a statement could count."""
     if not rule.exemption or not all(lack.excusable for lack in judged.lacks):
         return rule.remedy
-    return f"{rule.remedy} Or state in quality.toml {rule.exemption}: docs/plugin-quality.md shows how."
+    return f"{rule.remedy} Or state in quality.toml, under [rules.{rule.name}], {rule.exemption}."
 
 
 def _statement_fault(rule: Rule, judged: Judgement, statement: Statement) -> str:

@@ -338,9 +338,8 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
     """What follows the balance: rights, errors with the author's frames, notices."""
     if rights := report["rights"]:
         told = {True: "yes", False: "no", None: "the venue does not say"}
-        yield f"may trade: {told[rights['may_trade']]}; may withdraw: {told[rights['may_withdraw']]}"
-        if rights["expires"]:
-            yield f"expires: {rights['expires']}"
+        ends = f"; expires: {rights['expires']}" if rights["expires"] else ""
+        yield f"may trade: {told[rights['may_trade']]}; may withdraw: {told[rights['may_withdraw']]}{ends}"
         yield from (f"[dim]note on the key:[/] {plain(note)}" for note in rights["notes"])
     for name, title in (("error", "no balance"), ("rights_error", "no rights"), ("push_error", "the push ended")):
         if error := report[name]:

@@ -178,7 +178,7 @@ def summaries(message: balance_pb2.Balance) -> Iterator[str]:
 def _figures(message: balance_pb2.Summary) -> str:
     figures = as_dict(message)
     currency = figures.pop("currency", "")
-    named = (f"{name.replace('_', ' ')} {plain(str(value))}" for name, value in figures.items())
+    named = (f"{name.replace('_', ' ')} {plain(str(figure))}" for name, figure in figures.items())
     return f"{plain(currency)}  " + "  ".join(named)
 
 

@@ -279,6 +279,7 @@ MEANINGS_OF_SITUATIONS: Mapping[str, tuple[str, str]] = {
         "one account for each key has no such situation.",
     ),
 }
+# The situations that the demo shows, each by a user of its own. `show_situation` plays "limited", "slow" and "stale".
 SITUATIONS = tuple(MEANINGS_OF_SITUATIONS)
 
 # By what goes wrong at venues: what the row of `troubled_credential` is.
@@ -290,8 +291,11 @@ MEANINGS_OF_TROUBLES: Mapping[str, str] = {
     "rate limit": "A good key whose requests the venue's rate limit refuses.",
     "outage": "A good key at a venue that is down.",
 }
-# What goes wrong at venues, for the table in docs/venues.md and for tests of all venues. The reference's section
-# "Troubles and situations" says what each has to become.
+# What goes wrong at venues, and which error the contract suite accepts for each: "wrong key" becomes
+# CredentialRejected; "missing right" PermissionMissing, AddressNotAllowed, AccountUnknown or FeatureNotEnabled; "wrong
+# environment", a key of the sandbox at the live venue, CredentialRejected or AccountUnknown; "unknown account"
+# AccountUnknown; "rate limit" VenueRateLimited; "outage" VenueUnavailable, VenueMaintenance or VenueTimeout.
+# `show_situation` plays the last two.
 TROUBLES = tuple(MEANINGS_OF_TROUBLES)
 
 

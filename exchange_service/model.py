@@ -281,9 +281,9 @@ class ExchangeMetadata:
     requires_passphrase: bool = False
     # True exactly if a credential field for an account id is required.
     requires_account_id: bool = False
-    # How a user makes a key, in sentences.
+    # How and where a user makes a key at the venue, in one or two sentences.
     instructions: str = ""
-    # What the venue wants to know of our address, in a sentence; empty: nothing.
+    # A note on allow-lists of network addresses at the venue, a sentence; empty: not known.
     ip_whitelist: str = ""
     # The account types that can be read, each the `type` of a VenueAccount; empty: any.
     account_types: tuple[str, ...] = ()
@@ -295,7 +295,7 @@ class ExchangeMetadata:
     documentation_url: str = ""
     # Where a user makes a key, an https link or empty.
     credential_url: str = ""
-    # Where the venue serves customers, as codes of two letters; empty: not said.
+    # Countries of the venue, as ISO 3166-1 has them in two upper case letters; empty: not known.
     countries: tuple[str, ...] = ()
     # Another id of the same plugin, whose stored credential is used if this one has none.
     credential_of: str = ""
@@ -375,8 +375,10 @@ class Manifest:
     api_version: int
     # The listings, each with an id of its own.
     exchanges: tuple[ExchangeMetadata, ...]
-    # Sentences for the operator, which the list of plugins shows: for example that the catalogue is older than the
-    # library.
+    # Sentences for the operator, for example that the catalogue is older than the library. Each is a notice beside the
+    # plugin in `exchange-service plugins`, in `doctor`, and in the replies of ListPlugins and ListExchanges, for as
+    # long as the plugin is installed: use it for what the operator can act on. What a user should know before they
+    # connect an account belongs in ExchangeMetadata.instructions, and what holds for one balance in Balance.notes.
     notes: tuple[str, ...] = ()
     # What the operator can set for the plugin; a call has the values.
     settings: tuple[PluginSetting, ...] = ()
@@ -458,17 +460,17 @@ class AssetBalance:
     that is not a Decimal, ValueError for one that is not finite and for another kind.
     """
 
-    # The code that everybody uses, such as BTC or USD.
+    # The asset's code that everybody uses, for example BTC or EUR.
     asset: str
-    # All that is held, a Decimal in units of the asset.
+    # The whole amount in units of the asset, debt not subtracted unless the venue does so.
     total: Decimal | None = None
-    # What can be used at once, in the same units.
+    # The amount that can be used now, in the same units.
     free: Decimal | None = None
-    # What is bound, for example by orders, in the same units.
+    # The amount that is reserved by orders or positions, in the same units.
     used: Decimal | None = None
-    # What is owed of it, in the same units.
+    # The amount that is owed, as the venue states it, in the same units; never negative.
     debt: Decimal | None = None
-    # The venue's own code, if it is another one.
+    # The venue's own code for it, for example XXBT. Empty: the venue uses the same code.
     venue_asset: str = ""
     kind: str = ""
 
@@ -497,23 +499,27 @@ class AssetBalance:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures for an account as a whole, in `currency`; balance.proto explains each. Raises as AssetBalance does."""
+    """Figures for an account as a whole, in units of `currency`; None for one that the venue does not state. Raises as
+    AssetBalance does."""
 
-    # The code of the currency of all figures, such as USD.
+    # The code of the currency of every figure here, for example USD.
     currency: str
-    # What the account is worth, in units of its currency.
+    # The venue's cash balance, which is also the total of the currency's row. Open profit is included only if the venue
+    # includes it. What the account is worth with its positions is the equity. In units of its currency.
     total: Decimal | None = None
-    # What can be used at once, in the same units.
+    # The amount that can be used for new orders, borrowed money not counted if the venue tells the two apart. In the
+    # same units.
     available: Decimal | None = None
-    # Cash with the unrealised profit and loss, in the same units.
+    # The account's value now: cash with the value of what is held and the open profit. A loss makes it less. In
+    # the same units.
     equity: Decimal | None = None
-    # What open positions bind, in the same units.
+    # Margin that is reserved for open positions, and for orders if the venue counts them. In the same units.
     margin_used: Decimal | None = None
-    # Profit of open positions, in the same units; a loss is negative.
+    # Profit of open positions that is not yet realised; negative for a loss. In the same units.
     unrealised_pnl: Decimal | None = None
-    # Money, without positions, in the same units.
+    # Settled or booked money, open profit not included. Often the same as the total. In the same units.
     cash: Decimal | None = None
-    # What can be bought for, in the same units; it may be more than the cash.
+    # The value that could be bought, borrowed money included. It may be more than the cash. In the same units.
     buying_power: Decimal | None = None
 
     def __post_init__(self) -> None:
@@ -524,22 +530,26 @@ class Summary:
 class VenueAccount:
     """One account as the venue keeps it: its rows and summary, or the error why it could not be read.
 
-    `id` is the venue's account number, `type` one of the listing's account types, `venue_time` when the venue says that
-    the figures were true. Raises ValueError if there are both figures and an error.
+    Raises ValueError if there are both figures and an error.
     """
 
+    # The venue's own identifier, for example an account number or a wallet address. Empty: the venue has no identifier.
+    # Then the type and the sub-account tell its accounts apart. Do not invent one, and do not use a name of a key.
     id: str = ""
+    # Its kind, one of the listing's account types: spot, margin, futures, ... Empty: not known.
     type: str = ""
-    # The name of a sub-account, wallet or vault; empty: the account itself.
+    # The venue's name of a sub-account or section within the identifier, for example of a wallet, a vault, a builder
+    # dex or the market of an isolated account. Empty: the main one.
     sub_account: str = ""
-    # What the user calls the account at the venue.
+    # The name that the user gave it at the venue. Empty: it has no name. It is shown, and tells no accounts apart.
     label: str = ""
-    # A row for each asset.
+    # One row for each asset. Empty, without an error: the venue says that nothing is held.
     assets: tuple[AssetBalance, ...] = ()
-    # Figures of the account as a whole, if the venue states them.
+    # Figures for the account as a whole. None: the venue does not give them.
     summary: Summary | None = None
     # Why it could not be read: a VenueError. Then it has no figures.
     error: ServiceError | None = None
+    # When these figures were true, by the venue's own account. It has a time zone.
     venue_time: datetime | None = None
 
     def __post_init__(self) -> None:

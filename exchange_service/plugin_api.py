@@ -293,8 +293,8 @@ class Http(Protocol):
     def websocket(
         self, url: str, *, headers: Mapping[str, str] | None = None, silence: float = 60.0, ping: float = 20.0
     ) -> AbstractAsyncContextManager[Socket]:
-        """Open a WebSocket for the length of an `async with`, under the same guard: messages of 1 MiB at most, no
-        compression. `url` begins with https:// or wss://.
+        """Open a WebSocket for the length of an `async with`, under the same guard: messages of 1 MiB at most, as
+        text or binary frames, no compression. `url` begins with https:// or wss://.
 
         `receive` raises VenueTimeout after `silence` seconds without a message. A ping is sent every `ping` seconds,
         and the connection ends if no pong comes; 0 sends none. A refused handshake raises what
@@ -310,6 +310,8 @@ class Http(Protocol):
         silence: float = 60.0,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """GET an answer that never ends, for the length of an `async with`, and read its lines of 1 MiB at most.
+
+        They are bytes without their ends, and empty ones are left out.
 
         A status of 300 or more raises what `Response.raise_for_status` raises; `silence` seconds without a byte
         VenueTimeout; the end of the answer VenueUnavailable.

@@ -12,6 +12,7 @@ from exchange_service.authoring.quality import RULES, TIERS, Tier
 from exchange_service.authoring.quality_file import NAME, read_quality
 from exchange_service.model import Manifest
 from exchange_service.testing.projects import PluginProject, find_project
+from exchange_service.testing.witnesses import KINDS, PLACES
 
 ROOT = Path(__file__).parent.parent
 LISTED = ROOT / "docs" / "listed-plugins.toml"
@@ -44,9 +45,45 @@ source = "vendor: https://acme.example/docs/environments"
 ```
 
 - Only the rules that the tables above name with what you may state take a statement.
-- The comment has to name what is missing, as the evidence does: the listing, the situation, the test.
+- The comment has to name what is missing, in the words of the evidence: the listing, the situation, the test.
 - The source is a witness: {kinds}. A statement whose source is `unproven` counts as an unproven fact.
 - A statement that does not count stays, and `problem` beside it says why.
+
+## Where facts come from
+
+A simulator and its tests are often written by the same person, and then agree with each other whatever the venue does.
+Therefore each fact about the venue names its witness: a text that begins with one of these kinds and a colon, and goes
+on with where it is.
+
+| kind | what follows the colon |
+|---|---|
+{kinds_of_witnesses}
+
+`unproven` is no fault: it is the honest word for a guess, with what you have looked for, and the report counts it. A
+witness of CCXT has to be readable: `CCXT: okx.exceptions`, without backticks, an id of CCXT and a member of its class.
+`plugins check` looks it up if CCXT is installed.
+
+A payload file has the member `witness` before `answer`. A simulator has `trouble_witnesses`. A table of facts in
+Python, such as one of the venue's codes or the limits, has comments `# witness: ...`:
+
+| where the comment stands | what it counts for |
+|---|---|
+{places}
+
+```python
+# witness: vendor: https://acme.example/docs/errors
+REFUSALS = {{
+    4001: CredentialRejected,
+    4002: PermissionMissing,  # witness: report: acme/acme-python#12
+    # witness: unproven: the page lists the code without a meaning
+    4009: AccountUnknown,
+}}
+```
+
+Here 4001 is known from the page and 4002 from the report. 4009 is a guess, and so is each row that is written below it,
+up to the next comment on a line of its own: put guesses last. A comment above two tables counts for the first alone. A
+table is an assignment outside of functions; a witness elsewhere is read by nobody, and `plugins check` says so. A test
+can read the rows with their witnesses by `table_rows` of `exchange_service.testing.witnesses`.
 
 ## What no tier says
 
@@ -91,7 +128,10 @@ def quality_page() -> str:
     """docs/plugin-quality.md."""
     tiers = ("\n".join(_tier_table(tier)) for tier in TIERS[1:])
     kinds = "vendor, CCXT, test data, report, standard, or unproven"
-    return "\n\n".join([_QUALITY_HEAD, *tiers, _STATEMENTS.format(kinds=kinds)]) + "\n"
+    told = "\n".join(f"| `{name}` | {_cell(text)} |" for name, text in KINDS.items())
+    places = "\n".join(f"| {where} | {what} |" for where, what in PLACES.items())
+    statements = _STATEMENTS.format(kinds=kinds, kinds_of_witnesses=told, places=places)
+    return "\n\n".join([_QUALITY_HEAD, *tiers, statements]) + "\n"
 
 
 def _tier_table(tier: Tier) -> Iterator[str]:

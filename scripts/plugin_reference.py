@@ -10,6 +10,8 @@ from typing import Any
 from exchange_service import errors, plugin_api, testing
 from exchange_service.grpc_server.status import TABLE
 from exchange_service.plugin_api import API_VERSION, SERVED_API_VERSIONS
+from exchange_service.testing.trouble_contract import ERRORS_OF_TROUBLES
+from exchange_service.testing.venue import MEANINGS_OF_SITUATIONS, MEANINGS_OF_TROUBLES
 from exchange_service.venues.hooks import HOOK_FORMS
 from exchange_service.venues.printing import PRINTS
 from scripts.public_api import (
@@ -65,6 +67,21 @@ is a module `acme`.
 )
 
 _FIELDS = "| field | type | default | meaning |\n|---|---|---|---|"
+
+_TROUBLES = """## Troubles and situations
+
+What a simulator's `troubled_credential(trouble)` and `demo_credential(situation)` set up, and what the plugin has to
+make of it. The contract suite tries every trouble that is not None, and the balance of the situation "moving"; the demo
+shows the others. Return None for what the venue cannot have, and state it in
+[quality.toml](plugin-quality.md#what-you-may-state).
+
+| trouble | what it is | one of these errors |
+|---|---|---|
+{troubles}
+
+| situation | what it is | what it becomes |
+|---|---|---|
+{situations}"""
 
 _ERRORS = """## Errors
 
@@ -132,7 +149,7 @@ def reference_page() -> str:
     page = exported("plugin_api")
     sections = [_section(title, names) for title, names in _sorted_names(page).items() if names]
     parts = [_VERSIONS.format(version=API_VERSION, served=_served()), *sections]
-    parts += [_errors(page), *_tests(), "\n".join((_MISTAKES, *_mistakes()))]
+    parts += [_errors(page), *_tests(), _troubles(), "\n".join((_MISTAKES, *_mistakes()))]
     titles = re.findall(r"^## (.+)$", "\n".join(parts), re.MULTILINE)
     links = " · ".join(f"[{title.lower()}](#{title.lower().replace(' ', '-')})" for title in titles)
     return "\n\n".join((_HEAD.format(contents=links), *parts)) + "\n"
@@ -274,6 +291,15 @@ def _suite(name: str, item: Any) -> Iterator[str]:
     table = [row for suite in (*reversed(item.mro()), item) for row in _field_rows(suite)]
     if table:
         yield "\n".join((_FIELDS, *table))
+
+
+def _troubles() -> str:
+    troubles = [
+        f"| {name} | {text} | {', '.join(f'`{kind.__name__}`' for kind in ERRORS_OF_TROUBLES[name])} |"
+        for name, text in MEANINGS_OF_TROUBLES.items()
+    ]
+    situations = [f"| {name} | {what} | {becomes} |" for name, (what, becomes) in MEANINGS_OF_SITUATIONS.items()]
+    return _TROUBLES.format(troubles="\n".join(troubles), situations="\n".join(situations))
 
 
 def _mistakes() -> Iterator[str]:

@@ -249,7 +249,7 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
         shown_on_a_terminal(view.after(second)),
         shown_on_a_terminal(tables.balance(balance)),
         shown_on_a_terminal(tables.summary(balance)),
-        shown_on_a_terminal(*tables.account_summaries(balance_pb2.Balance(venue_accounts=[account]))),
+        shown_on_a_terminal(*tables.summaries(balance_pb2.Balance(venue_accounts=[account]))),
         shown_on_a_terminal(f"[dim]{tables.freshness(freshness)}[/]"),
     ):
         assert harmless(shown), shown
@@ -259,6 +259,41 @@ def table_of(*rows: balance_pb2.AssetBalance) -> str:
     return shown_on_a_terminal(
         tables.balance(balance_pb2.Balance(venue_accounts=[balance_pb2.VenueAccount(type="margin", assets=rows)]))
     )
+
+
+def with_summary(account_id: str, equity: str) -> balance_pb2.VenueAccount:
+    account = balance_pb2.VenueAccount(id=account_id, type="margin")
+    account.assets.append(balance_pb2.AssetBalance(asset="USD", total="5"))
+    account.summary.CopyFrom(balance_pb2.Summary(currency="USD", equity=equity, available="2"))
+    return account
+
+
+def test_the_summary_of_one_account_is_shown_once() -> None:
+    message = balance_pb2.Balance(venue_accounts=[with_summary("1", "7")])
+    message.summary.CopyFrom(message.venue_accounts[0].summary)
+    assert "equity" not in shown_on_a_terminal(tables.balance(message))
+    assert list(tables.summaries(message)) == ["USD  available 2  equity 7"]
+
+
+def test_each_of_several_summaries_names_its_account() -> None:
+    message = balance_pb2.Balance(venue_accounts=[with_summary("1", "7"), with_summary("2", "8")])
+    message.summary.CopyFrom(balance_pb2.Summary(currency="USD", equity="15"))
+    shown = shown_on_a_terminal(*tables.summaries(message)).split("\n")
+    assert [line.rstrip() for line in shown if line] == [
+        "margin 1: USD  available 2  equity 7",
+        "margin 2: USD  available 2  equity 8",
+        "all accounts: USD  equity 15",
+    ]
+
+
+def test_what_is_available_of_an_account_is_not_in_the_column_of_what_is_free_of_an_asset() -> None:
+    event = messages.StreamBalancesResponse(balance=messages.BalanceEvent())
+    event.balance.balance.CopyFrom(balance_pb2.Balance(exchange_id="fakex", venue_accounts=[with_summary("1", "7")]))
+    row, equity = shown_on_a_terminal(tables.balances([event.balance.balance])).splitlines()[1:]
+    assert row.split() == ["fakex", "margin", "1", "USD", "5", "-", "-"]
+    assert equity.split() == ["fakex", "margin", "1", "equity", "USD", "7"]
+    lines = [line for line in EventLines().after(event) if "equity" in line]
+    assert [line.partition(" ")[2] for line in lines] == ["fakex margin 1 [dim]equity USD[/] 7 available 2"]
 
 
 def test_a_table_tells_a_currency_from_a_stock_of_the_same_name() -> None:

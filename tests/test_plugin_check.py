@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import re
@@ -22,9 +23,21 @@ import pytest
 
 from exchange_service.authoring import evidence
 from exchange_service.authoring.checking import judge_as_passed, write_quality
-from exchange_service.authoring.evidence import UNCHECKED, TypeCheck, gather_evidence
+from exchange_service.authoring.evidence import UNCHECKED, SourceFile, TypeCheck, gather_evidence
 from exchange_service.authoring.places import without_places
-from exchange_service.authoring.quality import RULES, TIERS, Finding, Report, Statement, Status, Tier, judge, seen_live
+from exchange_service.authoring.quality import (
+    RULES,
+    TIERS,
+    Finding,
+    Report,
+    Statement,
+    Status,
+    Tier,
+    _faults_of_comments,
+    _states_rights,
+    judge,
+    seen_live,
+)
 from exchange_service.authoring.quality_file import QualityFileBroken, quality_text, read_quality, read_statements
 from exchange_service.authoring.suite_results import SuiteResults, run_pytest
 from exchange_service.testing.projects import find_project
@@ -51,10 +64,16 @@ def restore_path() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def collected() -> SuiteResults:
     """Tests of all our plugins, which pytest reads and does not run: those of the contract, and a few of their own."""
-    files = [
-        file for folder in OURS for kind in ("contract", "simulator") for file in folder.glob(f"tests/*_{kind}.py")
-    ]
+    files = [file for folder in OURS for file in files_to_collect(folder)]
     return run_pytest(["--collect-only", *map(str, files)], working_folder=ROOT)
+
+
+def files_to_collect(folder: Path) -> list[Path]:
+    """The files with the contract suite, whatever their names, and the smallest of the others: reading all of them
+    takes long, and that there are tests of its own is all that a report says of them."""
+    files = sorted(folder.glob("tests/**/test_*.py"), key=lambda file: (file.stat().st_size, file))
+    suites = [file for file in files if "PluginContract" in file.read_text()]
+    return [*suites, *[file for file in files if file not in suites][:1]]
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +266,9 @@ class TestStatements:
 
 class TestRules:
     def judged(self, results: SuiteResults, types: TypeCheck = UNCHECKED) -> Report:
-        evidence = asyncio.run(gather_evidence(find_project(str(ROOT / "plugins" / "oanda")), results, types))
-        return judge(evidence, {})
+        folder = ROOT / "plugins" / "oanda"
+        evidence = asyncio.run(gather_evidence(find_project(str(folder)), results, types))
+        return judge(evidence, read_statements(folder / "quality.toml"))
 
     def changed(self, collected: SuiteResults, name: str, **changes: object) -> SuiteResults:
         """OANDA's tests as if all had passed, with one of them changed."""
@@ -276,6 +296,73 @@ class TestRules:
         missed = {found.rule.name for found in report.findings if found.status is Status.TODO}
         assert missed == rules
         assert name in finding(report, "suite").evidence
+
+    def test_what_may_be_stated_is_told_beside_what_to_do(self) -> None:
+        evidence = asyncio.run(
+            gather_evidence(find_project(str(ROOT / "plugins" / "oanda")), SuiteResults(), TypeCheck(True))
+        )
+        advice = {found.rule.name: found.advice for found in judge(evidence, {}).findings}
+        assert "Or state in quality.toml, under [rules.key_rights], that the venue does not say" in advice["key_rights"]
+        assert "state in" not in advice["balance"]
+
+    @pytest.mark.parametrize(
+        ("changelog", "kept"),
+        [
+            ("# Changelog\n\n## 1.0.0\n\n- Reads Acme's balances.\n", False),
+            ("# Changelog\n\n## 1.0.0\n\n- Reads Acme's balances and follows its pushes.\n", False),
+            ("# Changelog\n\n## 1.0.0\n\n- Reads Acme's balances.\n- Reads margin accounts.\n", True),
+            ("# Changelog\n\n## Unreleased\n\n### Added\n\n- Reads margin accounts,\n  and others.\n", True),
+            ("# Changelog\n\n## 0.9.0\n\n- Reads margin accounts.\n\n## 1.0.0\n", False),
+            ("# Changelog\n", False),
+        ],
+    )
+    def test_a_changelog_says_more_of_this_version_than_the_template(
+        self, tmp_path: Path, changelog: str, kept: bool
+    ) -> None:
+        write_documented_plugin(tmp_path)
+        (tmp_path / "CHANGELOG.md").write_text(changelog)
+        assert (self.of_folder(tmp_path, "changelog").status is Status.DONE) is kept
+
+    @pytest.mark.parametrize(("entry", "kept"), [("- Bolt is read.", False), ("- Reads ACME's options.", True)])
+    def test_the_changelog_of_several_plugins_names_this_one(self, tmp_path: Path, entry: str, kept: bool) -> None:
+        (tmp_path / ".git").mkdir()
+        (tmp_path / "CHANGELOG.md").write_text(f"## 1.0.0\n\n{entry}\n")
+        write_documented_plugin(tmp_path / "acme")
+        assert (self.of_folder(tmp_path / "acme", "changelog").status is Status.DONE) is kept
+
+    @pytest.mark.parametrize(
+        ("rights", "kept"),
+        [
+            ('KeyRights(notes=("It is not stated.",))', False),
+            ("KeyRights(None, None)", False),
+            ("KeyRights(trade=None)", False),
+            ("KeyRights(trade=False)", True),
+            ("KeyRights(None, found)", True),
+            ("KeyRights(**found)", True),
+        ],
+    )
+    def test_a_hook_that_says_nothing_of_any_key_does_not_count(self, rights: str, kept: bool) -> None:
+        assert _states_rights(ast.parse(rights, mode="eval").body) is kept  # type: ignore[arg-type]
+
+    def of_folder(self, folder: Path, rule: str) -> Finding:
+        evidence = asyncio.run(gather_evidence(find_project(str(folder)), SuiteResults(), TypeCheck(True)))
+        return finding(judge(evidence, {}), rule)
+
+    def test_a_witness_that_nobody_can_read_is_missed(self) -> None:
+        text = """def read():
+    # witness: unproven
+    return 3
+# witness: CCXT: `okx.exceptions`
+CODES = {
+    1: 2,  # witness: a friend
+}
+"""
+        source = SourceFile("acme/parse.py", text, ast.parse(text))
+        assert [fault.partition(" ")[0] for fault in _faults_of_comments(source)] == [
+            "acme/parse.py:4:",
+            "acme/parse.py:6",
+            "acme/parse.py:2",
+        ]
 
     @pytest.mark.parametrize(("outcome", "status"), [("skipped", Status.EXEMPT), ("failed", Status.TODO)])
     def test_a_statement_excuses_a_test_that_is_skipped_and_none_that_fails(
@@ -396,6 +483,18 @@ class TestRunning:
         found = run_pytest(["--no-such-option"], working_folder=tmp_path)
         assert found.tests == ()
         assert "no-such-option" in found.errors[0] or "usage" in found.errors[0]
+
+
+def test_a_suite_is_found_whatever_its_file_is_called(tmp_path: Path) -> None:
+    texts = {
+        "test_venue.py": "class TestVenue(PluginContract): ...",
+        "test_a.py": "def test_a(): ...",
+    }
+    (tmp_path / "tests").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "tests" / name).write_text(text)
+    (tmp_path / "tests" / "test_long.py").write_text("def test_b(): ...\n" * 9)
+    assert [file.name for file in files_to_collect(tmp_path)] == ["test_venue.py", "test_a.py"]
 
 
 class TestOurs:

@@ -143,6 +143,7 @@ class TestRealPlugins:
         done = run_try("oanda", "--record", str(folder))
         assert done.returncode == 0, done.stderr
         assert re.search(r"amount\s+1×\s+account\.balance", done.stdout)
+        assert "what is a sum or a product of others is not one any more" in done.stdout
         assert re.search(r"id\s+1×\s+account\.id", done.stdout)
         assert sorted(path.name for path in folder.iterdir()) == [
             "01-get-v3-accounts.json",
@@ -461,6 +462,9 @@ class TestInventing:
         assert kind_of_number("token", "", "197") is Kind.KEPT
         assert kind_of_number("value", "leverage", "20") is Kind.KEPT
         assert kind_of_number("total", "", "20") is Kind.AMOUNT
+        assert kind_of_number("daytrade_count", "", "3") is Kind.KEPT
+        assert kind_of_text("multiplier", "", "2") is Kind.KEPT
+        assert kind_of_text("multiplier", "", "2.50") is Kind.AMOUNT
         assert kind_of_number("userId", "", "7654321") is Kind.ID
 
 

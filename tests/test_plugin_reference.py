@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from exchange_service import plugin_api, testing
+from exchange_service.testing.venue import SITUATIONS, TROUBLES
 from scripts.plugin_reference import reference_page
 from scripts.public_api import MODULES, documentation, exported, fields, is_method, meaning, members
 
@@ -67,6 +68,42 @@ def test_every_method_says_what_it_does(name: str, item: Any) -> None:
         if is_method(member) and not member.name.startswith(("test_", "__")) and not documentation(member)
     ]
     assert untold == []
+
+
+SHARED = [
+    (message, field.name)
+    for message in ("Summary", "VenueAccount", "AssetBalance")
+    for field in fields(exported("plugin_api")[message])
+    # The row of an account, and what the wire has in another form.
+    if field.name not in ("kind", "error")
+]
+
+
+def proto_comments(message: str) -> dict[str, str]:
+    """The comment of each field of a message in balance.proto, without the marks of texts and names."""
+    text = (PAGE.parent.parent / "protos" / "exchange_service" / "v1" / "balance.proto").read_text()
+    body = text.partition(f"\nmessage {message} {{\n")[2].partition("\n}")[0]
+    found = re.findall(r"((?:  //[^\n]*\n)+)  [\w. ]*?(\w+) = \d+;", body)
+    return {name: plain(comment.replace("//", " ")) for comment, name in found}
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace('"', "").replace("`", "").split())
+
+
+@pytest.mark.parametrize(("message", "name"), SHARED)
+def test_what_callers_and_authors_are_told_of_a_field_is_the_same(message: str, name: str) -> None:
+    field = exported("plugin_api")[message].members[name]
+    # Either may say more than this one sentence.
+    sentence = plain(meaning(field)).partition(". ")[0].rstrip(".")
+    assert re.split(r"[,;] in the same units", sentence)[0] in proto_comments(message)[name]
+
+
+def test_every_trouble_and_situation_says_what_it_becomes() -> None:
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| [^|]+ \| ([^|]+) \|$", reference_page(), re.MULTILINE))
+    assert set(SITUATIONS) | set(TROUBLES) <= rows.keys()
+    assert rows["unknown account"] == "`AccountUnknown`"
+    assert rows["limited"] == "`VenueRateLimited`"
 
 
 def test_a_field_without_a_comment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

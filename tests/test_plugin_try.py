@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from exchange_service.authoring.masking import Masker, Secrets
 from exchange_service.errors import VenueTimeout
+from exchange_service.observability.redaction import HIDDEN
 from exchange_service.testing import LoopbackVenue
 from exchange_service.venues import http_pool
 from exchange_service.venues.http_pool import VenueHttpPool
@@ -254,6 +255,12 @@ def inner(row, token):
         assert "--live" in done.stderr
 
 
+def test_what_a_message_of_ours_signs_is_hidden() -> None:
+    sent = {"event": "subscribe", "original_challenge": "c4c6", "signed_challenge": "vJLl/1234"}
+    shown = json.loads(Masker(Secrets()).message(json.dumps(sent)))
+    assert (shown["event"], shown["signed_challenge"]) == ("subscribe", HIDDEN)
+
+
 class TestRealPlugins:
     def test_a_trouble_of_the_simulator_shows_where_the_plugin_raised(self) -> None:
         report = report_of("tradier", "--exchange", "tradier", "--trouble", "wrong key", code=4)
@@ -280,9 +287,18 @@ class TestRealPlugins:
 
     def test_the_figures_of_each_of_several_accounts_are_shown(self) -> None:
         shown = run_try("aster").stdout
-        assert re.search(r"^summary of futures .*unrealised pnl", shown, re.MULTILINE), shown
+        assert re.search(r"^summary futures .*unrealised pnl", shown, re.MULTILINE), shown
         # Not those of one account, which are the balance's own.
-        assert "summary of" not in run_try("oanda").stdout
+        assert run_try("oanda").stdout.count("summary ") == 1
+
+    def test_the_sentences_for_the_owner_of_a_key_are_shown(self) -> None:
+        (note,) = report_of("oanda", "--check-credential")["rights"]["notes"]
+        assert f"note on the key: {note}" in run_try("oanda", "--check-credential").stdout
+
+    def test_the_figures_of_the_account_are_shown_once_and_apart_from_its_rows(self) -> None:
+        lines = run_try("oanda").stdout.splitlines()
+        table = lines[lines.index(next(line for line in lines if line.startswith("account "))) :]
+        assert [line for line in table if "equity" in line] == [line for line in lines if line.startswith("summary ")]
 
     def test_one_of_several_listings_has_to_be_chosen(self) -> None:
         done = run_try("tradier")
@@ -303,6 +319,10 @@ class TestRealPlugins:
         done = run_try("oanda", "--live", stdin=text)
         assert done.returncode == 2
         assert "GET" not in done.stdout
+
+    def test_a_situation_or_trouble_that_there_is_not_is_told_which_there_are(self) -> None:
+        assert "limited, slow, stale, partly" in run_try("oanda", "--situation", "broke").stderr
+        assert "wrong key, missing right" in run_try("oanda", "--trouble", "broke").stderr
 
     def test_only_one_place_can_be_tried(self) -> None:
         assert run_try("oanda", "--live", "--url", "http://127.0.0.1:1").returncode == 2

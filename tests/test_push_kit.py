@@ -321,6 +321,14 @@ class TestSharing:
                 async with follow(call, "next"):
                     assert venue.subscriptions() == ["stays", "deaf", "next"]
 
+    async def test_a_turn_is_waited_for_so_long_and_nothing_is_lost_by_that(self) -> None:
+        async with opened() as (venue, call), follow(call, "a") as subscription:
+            assert await subscription.next_within(0.01) is None
+            venue.change("a", 2)
+            assert await subscription.next_within(5.0) == {"a": 2}
+            venue.push.drop_all()
+            assert isinstance(await error_of(subscription.next_within(5.0)), VenueUnavailable)
+
     async def test_a_hint_that_is_the_same_each_time_is_news_each_time(self) -> None:
         class Hints(Language):
             def read(self, message: Any) -> Iterable[tuple[Any, Any]]:

@@ -169,9 +169,11 @@ def test_uvloop_is_used_if_installed_unless_asyncio_is_requested() -> None:
 
 
 async def test_a_service_inside_another_program_leaves_its_garbage_collector_alone(tmp_path: Path) -> None:
-    before = gc.get_threshold(), gc.get_freeze_count()
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin())):
-        assert (gc.get_threshold(), gc.get_freeze_count()) == before
+        assert gc.get_threshold() == threshold
+        # What another test of this process has frozen may end meanwhile.
+        assert gc.get_freeze_count() <= frozen
 
 
 def test_a_client_imports_neither_uvloop_nor_metrics() -> None:

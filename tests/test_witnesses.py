@@ -10,13 +10,14 @@ from pathlib import Path
 
 import ccxt.async_support as ccxt
 import pytest
-from ccxt import pro
 from exchange_service_ccxt_generic.answer_shapes import _SHAPES, Rows, shapes
 from exchange_service_ccxt_generic.formulas import members
 
 from exchange_service.pytest_plugin import WITNESSES
 from exchange_service.testing.witnesses import (
     Witness,
+    ccxt_text,
+    fault_of_witness,
     parse_witness,
     payload_witness,
     read_payload,
@@ -25,19 +26,7 @@ from exchange_service.testing.witnesses import (
 )
 from tests.witnessed import BEYOND_CCXT, OWN_WORDS, ROOT, TABLES, payload_files
 
-
-@cache
-def ccxt_text(source: str) -> str:
-    """The text of CCXT's member that a witness names, such as `okx.exceptions`: of its description or its code. What
-    the class does not have may be in the one for sockets."""
-    exchange_id, _, member = source.partition(" ")[0].partition(".")
-    kind = getattr(ccxt, exchange_id)
-    if member and not hasattr(kind, member) and member not in kind().describe():
-        kind = getattr(pro, exchange_id)
-    if not member:
-        return inspect.getsource(kind)
-    described = kind().describe()
-    return str(described[member]) if member in described else inspect.getsource(getattr(kind, member))
+cached_text = cache(ccxt_text)
 
 
 @pytest.mark.parametrize("path", sorted(TABLES))
@@ -55,7 +44,7 @@ def test_what_cites_ccxt_is_in_the_installed_ccxt(path: str) -> None:
         for table in TABLES[path]
         for row in table_rows(ROOT / path, table)
         if row.witness is not None and row.witness.kind == "CCXT"
-        for word, text in _cited(path, row.words, ccxt_text(row.witness.source))
+        for word, text in _cited(path, row.words, cached_text(row.witness.source))
         if word not in text
     ]
     assert missing == []
@@ -123,7 +112,7 @@ def test_every_table_that_names_witnesses_is_checked() -> None:
         for folder in ("exchange_service", "plugins")
         for path in sorted((ROOT / folder).rglob("*.py"))
         if path != ROOT / "exchange_service" / "testing" / "witnesses.py"
-        if (lines := stray_witnesses(path, TABLES.get(path.relative_to(ROOT).as_posix(), ())))
+        if (lines := stray_witnesses(path.read_text(), TABLES.get(path.relative_to(ROOT).as_posix(), ())))
     }
     assert stray == {}
 
@@ -173,3 +162,43 @@ TABLE: dict = {
         path.write_text('{"answer": 1}')
         with pytest.raises(ValueError, match="no member `witness`"):
             read_payload(path)
+
+
+class TestWhatCannotBeRead:
+    @pytest.mark.parametrize(
+        ("source", "fault"),
+        [
+            ("okx.exceptions", ""),
+            ("okx.exceptions with its codes", ""),
+            ("binance", ""),
+            ("`okx.exceptions`", "is not written as an id and a member of CCXT, such as CCXT: okx.exceptions"),
+            ("okx.no_such_member", "the installed CCXT has no okx.no_such_member"),
+            ("nowhere", "the installed CCXT has no nowhere"),
+        ],
+    )
+    def test_a_witness_of_ccxt_is_looked_up(self, source: str, fault: str) -> None:
+        found = fault_of_witness(Witness("CCXT", source))
+        assert bool(found) is bool(fault)
+        assert fault in found
+
+    def test_what_a_page_says_is_not_looked_up(self) -> None:
+        assert fault_of_witness(Witness("vendor", "`okx`")) == ""
+
+    def test_a_comment_that_belongs_to_no_table_is_stray(self) -> None:
+        source = """# witness: unproven
+FIRST = {"a": 1}
+SECOND = {
+    # witness: unproven
+    "b": 2,
+}
+
+class Venue:
+    # witness: unproven
+    limits = (1, 2)
+
+def read():
+    # witness: unproven
+    return 3  # witness: unproven
+"""
+        assert stray_witnesses(source) == [13, 14]
+        assert stray_witnesses(source, ["SECOND"]) == [1, 9, 13, 14]

@@ -57,7 +57,7 @@ NAMES = {
     r"\bclass Proof\b": "PresentedCredentials, KeyCheck",
     r"\bclass Callers\b": "Authenticator",
     r"\bclass Boundary\b": "HandlerWrapper",
-    r"\bnewer_introduction\b|\bintroduction\b(?!/)": "manifest, refreshed_manifest",
+    r"\bnewer_introduction\b|\bintroduction\b": "manifest, refreshed_manifest",
     r"\bUnfit\b|\bclass Problem\b": "PluginRejected, PluginProblem",
     r"\bclass (Terms|Launch|Work|Condition)\b": "ProcessPolicy, LaunchSpec, ServeConfig, ProcessStatus",
     r"\bcall_overdue\b": "report_timeout",
@@ -95,6 +95,8 @@ def _run_on(text: str) -> str:
         return re.sub(r"[^\n]", " ", match[0])
 
     text = re.sub(r"^[ \t]*(#|//)[#!]?", blanks, text, flags=re.MULTILINE)
+    # The words of an address are its owner's.
+    text = re.sub(r"https?://[^\s\"'`<>)\]]+", blanks, text)
     return re.sub(r'"\n[ \t]*[fr]?"', blanks, text)
 
 
@@ -123,6 +125,12 @@ def test_a_pattern_finds_its_words_across_lines_and_comments(monkeypatch: pytest
     monkeypatch.setitem(globals(), "texts", lambda: sample)
     hits = [hit for pattern in WORDS for hit in _hits(pattern)]
     assert hits == ["a.py:3: for who", "a.py:1: This is none", "a.py:1: is none of"]
+
+
+def test_the_words_of_an_address_are_its_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "# See https://docs.acme.example/introduction, the manifest.\n# An introduction.\n"
+    monkeypatch.setitem(globals(), "texts", lambda: {"a.py": _run_on(text)})
+    assert [hit for pattern in NAMES for hit in _hits(pattern)] == ["a.py:2: introduction"]
 
 
 @pytest.mark.parametrize(

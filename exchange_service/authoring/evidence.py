@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import io
 import subprocess
 import sys
-import tokenize
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,13 +20,12 @@ from exchange_service.authoring.suite_results import SuiteResults, own_tests
 from exchange_service.plugin_api import ExchangeMetadata, Manifest
 from exchange_service.testing.projects import PluginProject
 from exchange_service.testing.venue import SITUATIONS, TROUBLES, DemoVenue
-from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness
+from exchange_service.testing.witnesses import Witness, parse_witness, payload_witness, witness_lines
 from exchange_service.venues.loading import LoadedPlugin, load_plugin
 from exchange_service.venues.manifests import PluginRejected
 
 # Seconds that a simulator has to begin, to show its accounts and to end.
 _LIMIT = 30.0
-_WITNESS = "# witness:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +185,8 @@ class Evidence:
             file.relative_to(self.folder).as_posix() for file in files if "payload" in file.read_text(encoding="utf-8")
         )
 
-    def nearest(self, *patterns: str) -> str:
-        """The first file that fits, in the project's folder or above it within its repository; empty if there is none.
+    def nearest(self, *patterns: str) -> tuple[Path, str] | None:
+        """The first file that fits, in the project's folder or above it within its repository, with its name.
 
         It is named from where it was found, so that the place of the repository does not matter.
         """
@@ -198,8 +195,8 @@ class Evidence:
                 found = sorted(path for path in folder.glob(pattern) if path.is_file())
                 if found:
                     where = "" if folder == self.folder else "of the repository"
-                    return f"{found[0].relative_to(folder).as_posix()} {where}".strip()
-        return ""
+                    return found[0], f"{found[0].relative_to(folder).as_posix()} {where}".strip()
+        return None
 
     def _folders(self) -> Iterator[Path]:
         if self.folder is None:
@@ -212,9 +209,7 @@ class Evidence:
 
 def witness_comments(source: SourceFile) -> Iterator[tuple[int, Witness | None]]:
     """The line of every witness in a file, with None for one that cannot be read as a witness."""
-    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-        if token.type == tokenize.COMMENT and token.string.startswith(_WITNESS):
-            yield token.start[0], read_witness(token.string.removeprefix(_WITNESS))
+    return ((line, read_witness(text)) for line, text in witness_lines(source.text))
 
 
 def read_witness(text: str) -> Witness | None:

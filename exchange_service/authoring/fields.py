@@ -33,6 +33,13 @@ _PERSON = re.compile(
 )
 # A part of a person's name; a number of such a name is a price.
 _NAME_PART = re.compile(r"(?:first|last|middle|given|family|initials)\Z")
+# A whole number of few digits under such a name has no unit, so it is no amount. A guess by the names that venues use:
+# what is kept is printed.
+_PLAIN_NUMBER = re.compile(
+    r"(?:^|_)(?:multiplier|factor|ratio|lots?|lot_size|shards?|trade_count|daytrade_count|day_trades|day_trade_count"
+    r"|open_trade_count|open_position_count|pending_order_count|trades_left|tries|retries|revision|priority|rank|tick"
+    r"|ticks|stars|days|hours|months)$"
+)
 # What belongs to an asset and not to a person.
 _ASSET = re.compile(
     r"(?:^|_)(?:symbol|instrument|pair|market|coins?|asset|assets|currency|currencies|ticker|product|isin|cusip|figi|contract"
@@ -114,8 +121,8 @@ def kind_of_number(name: str, parent: str, text: str) -> Kind:
         return Kind.SECRET
     # An amount has a point, or many digits: a withdrawal limit is one.
     few = len(text.lstrip("-")) <= _MOST_ENUM_DIGITS and text.lstrip("-").isdigit()
-    named = _ENUM.search(plain) or _ASSET.search(plain) or _ENUM.search(plain_name(parent))
-    return Kind.KEPT if few and named else Kind.AMOUNT
+    named = any(pattern.search(plain) for pattern in (_ENUM, _PLAIN_NUMBER, _ASSET))
+    return Kind.KEPT if few and (named or _ENUM.search(plain_name(parent))) else Kind.AMOUNT
 
 
 def _is_time(plain: str, text: str) -> bool:

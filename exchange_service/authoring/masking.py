@@ -37,6 +37,8 @@ _PLAIN_SECRET = re.compile(
     r"|(?:access|refresh|session|auth|sso|csrf|bearer)[_-]?token",
     re.IGNORECASE,
 )
+# What is signed and sent, such as a challenge of the venue.
+_SIGNED = re.compile(r"signed|challenge", re.IGNORECASE)
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{6,}={0,2}")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
 _OF_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]")
@@ -399,6 +401,8 @@ class Masker:
             return [self._value(item, name, sent=sent) for item in value]
         if value is None or isinstance(value, bool) or value == "":
             return value
+        if _SIGNED.search(name):
+            return HIDDEN
         return HIDDEN if (is_secret_name(name) if sent else is_secret_value(name, value)) else value
 
 

@@ -8,6 +8,7 @@ There the author may state that, naming what is missing and where it is known fr
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,7 +23,7 @@ from exchange_service.testing.names_contract import NamesContract
 from exchange_service.testing.push_contract import PushContract
 from exchange_service.testing.safety_contract import SafetyContract
 from exchange_service.testing.trouble_contract import TroubleContract
-from exchange_service.testing.witnesses import Witness, parse_witness
+from exchange_service.testing.witnesses import Witness, fault_of_witness, parse_witness, stray_witnesses
 
 # More listings than this are counted and not named.
 _NAMED = 5
@@ -36,6 +37,9 @@ _BALANCE = ("test_a_good_credential_gives_a_balance",)
 _OUTCOMES = {"failed": "fails", "skipped": "is skipped", "not run": "does not run"}
 # The kind of a witness of an answer that `plugins try --record` has kept.
 _RECORDED = "recorded"
+# What the template writes into the changelog of a new plugin.
+_TEMPLATES_ENTRY = re.compile(r"[-*] Reads .{1,100}'s balances( and follows its pushes)?\.")
+_BEGINS_AN_ENTRY = re.compile(r"\s*([-*]\s|$)")
 _DEADLINES = ("test_it_ends_with_its_deadline",)
 
 
@@ -432,8 +436,21 @@ def _read_only(evidence: Evidence) -> Judgement:
 
 
 def _key_rights(evidence: Evidence) -> Judgement:
-    lacks = () if evidence.has_hook("check_credential") else (Lack("the hook check_credential"),)
-    return Judgement("the hook check_credential", lacks)
+    if not evidence.has_hook("check_credential"):
+        return Judgement("", (Lack("the hook check_credential"),))
+    if not any(
+        _states_rights(call) for source in evidence.sources if not source.of_simulator for call in source.calls()
+    ):
+        return Judgement("", (Lack("the hook check_credential says of no key whether it may trade or withdraw"),))
+    return Judgement("the hook check_credential")
+
+
+def _states_rights(call: ast.Call) -> bool:
+    """Whether this makes rights that say something besides notes."""
+    if _name(call) != "KeyRights":
+        return False
+    stated = [*call.args[:2], *(item.value for item in call.keywords if item.arg in ("trade", "withdraw", None))]
+    return any(not (isinstance(value, ast.Constant) and value.value is None) for value in stated)
 
 
 def _sandbox(evidence: Evidence) -> Judgement:
@@ -461,14 +478,46 @@ def _automation(evidence: Evidence) -> Judgement:
         return _needs_folder()
     patterns = (".github/workflows/*.y*ml", ".gitlab-ci.yml", ".ci/*", ".circleci/config.yml", ".woodpecker*.y*ml")
     found = evidence.nearest(*patterns, "azure-pipelines.yml", "Jenkinsfile", "noxfile.py")
-    return Judgement(found) if found else Judgement("", (Lack("a file that runs the tests at each change"),))
+    return Judgement(found[1]) if found else Judgement("", (Lack("a file that runs the tests at each change"),))
 
 
 def _changelog(evidence: Evidence) -> Judgement:
     if evidence.folder is None:
         return _needs_folder()
     found = evidence.nearest("CHANGELOG*", "CHANGES*", "HISTORY*")
-    return Judgement(found) if found else Judgement("", (Lack("CHANGELOG.md"),))
+    if found is None:
+        return Judgement("", (Lack("CHANGELOG.md"),))
+    path, name = found
+    version = evidence.project.info.version
+    entries = list(_entries_of(path.read_text(encoding="utf-8"), version))
+    if path.parent != evidence.folder:
+        # It is of several plugins, so an entry has to name this one.
+        entries = [entry for entry in entries if any(word in entry.lower() for word in _own_names(evidence))]
+    if not any(_TEMPLATES_ENTRY.fullmatch(entry) is None for entry in entries):
+        return Judgement("", (Lack(f"{name} has no entry of yours under a heading of {version}"),))
+    return Judgement(name)
+
+
+def _entries_of(changelog: str, version: str) -> Iterator[str]:
+    """The entries of a version, or of what is not released yet, each on a line of its own."""
+    of_version, entry = False, ""
+    for line in [*changelog.splitlines(), "# end"]:
+        if line.startswith("#") or _BEGINS_AN_ENTRY.match(line):
+            if entry:
+                yield entry
+            entry = ""
+        if re.match(r"##? ", line):
+            of_version = version in line or "unreleased" in line.lower()
+        elif of_version and line.strip() and not line.startswith("#"):
+            entry = f"{entry} {line.strip()}".strip()
+
+
+def _own_names(evidence: Evidence) -> Iterator[str]:
+    """The names under which a changelog of several plugins may speak of this one, in lower case."""
+    yield evidence.project.info.name.lower()
+    for listing in evidence.served:
+        yield listing.id.lower()
+        yield listing.name.lower()
 
 
 # Platinum
@@ -491,15 +540,30 @@ def _sources(evidence: Evidence) -> Judgement:
     for path, witness in evidence.payloads.items():
         if isinstance(witness, Witness) and not witness.proven:
             lacks.append(Lack(f"{path} is unproven"))
+        if isinstance(witness, Witness) and (fault := fault_of_witness(witness)):
+            lacks.append(Lack(f"{path}: {fault}"))
     for source in evidence.sources:
-        wrong = [line for line, witness in witness_comments(source) if witness is None]
-        lacks += [Lack(f"{source.path}:{line} names no witness of a known kind") for line in wrong]
+        lacks += [Lack(text) for text in _faults_of_comments(source)]
         for place, witnesses in _stated_limits(source):
             lacks += [Lack(f"the limit at {place} is unproven") for witness in witnesses if not witness.proven]
     for played in evidence.simulators.values():
         silent = [name for name, witness in played.witnesses.items() if witness is None]
         lacks += [Lack(f"trouble_witnesses of {played.exchange_id}: {name!r}") for name in silent]
+        for name, known in played.witnesses.items():
+            if known is not None and (fault := fault_of_witness(known)):
+                lacks.append(Lack(f"trouble_witnesses of {played.exchange_id}: {name!r}: {fault}"))
     return Judgement("payloads and limits are proven, and each trouble has a witness", tuple(lacks))
+
+
+def _faults_of_comments(source: SourceFile) -> Iterator[str]:
+    """What is wrong with the witnesses in the comments of a file."""
+    for line, witness in witness_comments(source):
+        if witness is None:
+            yield f"{source.path}:{line} names no witness of a known kind"
+        elif fault := fault_of_witness(witness):
+            yield f"{source.path}:{line}: {fault}"
+    for line in stray_witnesses(source.text):
+        yield f"{source.path}:{line} is a witness that belongs to no table"
 
 
 def _bounded(evidence: Evidence) -> Judgement:
@@ -660,7 +724,7 @@ RULES: tuple[Rule, ...] = (
         "key_rights",
         Tier.GOLD,
         "It says whether a key may trade or withdraw.",
-        "Write the hook `check_credential`.",
+        "Write the hook `check_credential`, and give `trade` and `withdraw` of KeyRights where the venue says them.",
         _key_rights,
         "that the venue does not say what a key may do",
     ),
@@ -696,8 +760,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "changelog",
         Tier.GOLD,
-        "A changelog says what each release brought.",
-        "Begin CHANGELOG.md.",
+        "A changelog says what this version brought, in more than the words of the template.",
+        "Write into CHANGELOG.md what it brought, under a heading with the version. If it is of several, name yours.",
         _changelog,
     ),
     Rule(
@@ -712,7 +776,7 @@ RULES: tuple[Rule, ...] = (
         "sources",
         Tier.PLATINUM,
         "No payload and no limit is a guess; each trouble of a simulator says where it is known from, if it is known.",
-        "Find a source for each, and set `trouble_witnesses`.",
+        "Find a source for each, set `trouble_witnesses`, and put each `# witness:` at a table.",
         _sources,
     ),
     Rule(

@@ -58,6 +58,10 @@ _DECIMAL = re.compile(r"(?<![\w.-])\d+\.\d+(?![\w.:])")
 _LONG_DIGITS = re.compile(r"(?<![\w.-])\d{5,}(?![\w.:])")
 # A number of such a name beside a list of so many entries is their count.
 _OF_A_LIST = re.compile(r"(?:^|_)(?:total|size|length|number|records|results|entries|rows|items)$")
+_NO_SUMS = (
+    "Each amount was replaced by itself, so what is a sum or a product of others is not one any more. If your plugin "
+    "compares them, put the figures right by hand."
+)
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9]+")
 _LONGEST_NAME = 80
 
@@ -130,13 +134,14 @@ def write_recording(trial: Trial, folder: Path, *, force: bool = False) -> Writt
         )
     _write(folder, draft.files)
     rows = sorted(draft.counts.items())
+    amounts = sum(count for (_, kind), count in rows if kind is Kind.AMOUNT)
     changed = {place for (place, kind), _ in rows if kind is not Kind.KEPT}
     return Written(
         folder,
         tuple(name for name in draft.files if name != INDEX),
         tuple(Replaced(place, kind, count) for (place, kind), count in rows if kind is not Kind.KEPT),
         tuple(place for (place, kind), _ in rows if kind is Kind.KEPT and place not in changed),
-        tuple(draft.notes),
+        (*draft.notes, *([_NO_SUMS] if amounts > 1 else [])),
     )
 
 

@@ -26,7 +26,7 @@ from exchange_service.model import Account, Credential, KeyRights, Secret, Venue
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.credential_fields import missing_fields, stored_form
 from exchange_service.testing.projects import PluginProject
-from exchange_service.testing.venue import DemoVenue, LoopbackVenue
+from exchange_service.testing.venue import SITUATIONS, TROUBLES, DemoVenue, LoopbackVenue
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin, load_entry_point
@@ -240,12 +240,15 @@ async def open_simulator(loaded: LoadedProject, listing: Listing, wish: Wish) ->
 
 def simulated_credential(venue: DemoVenue, wish: Wish) -> Credential:
     """The simulator's credential for the situation or trouble. Raises CannotTry if it has none such."""
-    if wish.trouble:
-        row, wanted = venue.troubled_credential(wish.trouble), f"the trouble {wish.trouble!r}"
-    else:
-        row, wanted = venue.demo_credential(wish.situation), f"the situation {wish.situation!r}"
+    name, kind, known = (
+        (wish.trouble, "trouble", TROUBLES) if wish.trouble else (wish.situation, "situation", SITUATIONS)
+    )
+    # A simulator may treat a name that it does not know as the usual account.
+    if name not in known:
+        raise CannotTry(f"There is no {kind} {name!r}. The names are: {', '.join(known)}.")
+    row = venue.troubled_credential(name) if wish.trouble else venue.demo_credential(name)
     if row is None:
-        raise CannotTry(f"{type(venue).__name__} has no account with {wanted}.")
+        raise CannotTry(f"{type(venue).__name__} has no account with the {kind} {name!r}.")
     return Credential.from_texts(
         {name: value for name, value in row.items() if name != "extra_metadata"}, row.get("extra_metadata") or {}
     )

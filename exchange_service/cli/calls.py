@@ -215,9 +215,8 @@ async def _balance(target: Target, user: str, exchange: str, options: dict[str, 
         tables.print_line(tables.as_dict(reply))
     else:
         console.print(tables.balance(reply.balance))
-        line = tables.summary(reply.balance)
-        if line:
-            console.print(f"\n{line}", soft_wrap=True)
+        for number, line in enumerate(tables.summaries(reply.balance)):
+            console.print(line if number else f"\n{line}", soft_wrap=True)
         console.print(f"[dim]{tables.freshness(reply.freshness)}[/]")
         for fault in tables.faults(reply.balance):
             messages.print(f"[red]not read:[/] {fault}", soft_wrap=True)
@@ -413,6 +412,9 @@ def _balance_lines(event: BalanceEvent) -> Iterator[str]:
     balance, freshness = event.balance, event.freshness
     stale = f" ({tables.freshness(freshness)})" if freshness.HasField("stale") else ""
     for line in tables.balance_lines(balance):
+        if line.is_summary:
+            yield f"{line.exchange} {line.account} {line.asset} {line.total} available {line.available}{stale}"
+            continue
         kind = f" {line.kind}" if line.kind else ""
         named = ((name, getattr(line, name)) for name in tables.AMOUNT_COLUMNS)
         amounts = "".join(f" {name} {figure}" for name, figure in named if figure)

@@ -33,8 +33,13 @@ def try_plugin(
     exchange: Annotated[str, typer.Option("--exchange", "-e", help="Which listing, if it has several.")] = "",
     environment: Annotated[str, typer.Option(help="production, sandbox, or the venue's own name.")] = "production",
     account_type: Annotated[str, typer.Option(help="One of the listing's account types, or all.")] = "",
-    situation: Annotated[str, typer.Option(help="Which account of the simulator: moving, empty, refused, ...")] = "",
-    trouble: Annotated[str, typer.Option(help='Or one with a trouble, such as "wrong key" or outage.')] = "",
+    situation: Annotated[
+        str, typer.Option(help="Which account of the simulator: moving, empty, refused, limited, slow, stale, partly.")
+    ] = "",
+    trouble: Annotated[
+        str,
+        typer.Option(help="Or one with a trouble, such as outage; a name that there is not lists them."),
+    ] = "",
     url: Annotated[str, typer.Option(help="An address in the venue's place, as venue_urls has it.")] = "",
     live: Annotated[bool, typer.Option("--live", help="The real venue, with a credential of yours.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=120, help="Seconds for the call.")] = 8.0,
@@ -250,10 +255,8 @@ def _message(trial: Trial, fetched: Any) -> Any:
 def _show_balance(trial: Trial, fetched: Any) -> None:
     message = _message(trial, fetched)
     console.print(tables.balance(message))
-    if summary := tables.summary(message):
-        console.print(f"[dim]summary[/] {summary}", highlight=False)
-    for line in tables.account_summaries(message):
-        console.print(line, soft_wrap=True, highlight=False)
+    for line in tables.summaries(message):
+        console.print(f"[dim]summary[/] {line}", soft_wrap=True, highlight=False)
     for fault in tables.faults(message):
         console.print(f"[red]not read:[/] {fault}", soft_wrap=True, highlight=False)
     for note in message.notes:

@@ -73,18 +73,23 @@ def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
 
 
 def balance(message: balance_pb2.Balance) -> Table:
-    """One balance as a table: a line for each asset, for each account's equity, and for each account that could not be
-    read."""
-    return _balance_table([message], "account", "asset")
+    """One balance as a table: a line for each asset and for each account that could not be read. `summaries` gives the
+    figures of accounts as a whole."""
+    return _balance_table((line for line in balance_lines(message) if not line.is_summary), "account", "asset")
 
 
 def balances(messages: Iterable[balance_pb2.Balance]) -> Table:
-    """Several balances in one table."""
-    return _balance_table(messages, "exchange", "account", "asset")
+    """Several balances in one table, also with a line for each account's equity."""
+    lines = (line for message in messages for line in balance_lines(message))
+    return _balance_table(lines, "exchange", "account", "asset")
 
 
 class BalanceLine(NamedTuple):
-    """A line of a balance's table: texts that may be shown, with rich's markup."""
+    """A line of a balance's table: texts that may be shown, with rich's markup.
+
+    A summary's line has its equity as `total`, which `asset` says, and what is available beside it: a summary has other
+    figures than an asset, so `free` and `used` are empty.
+    """
 
     exchange: str
     account: str
@@ -93,11 +98,13 @@ class BalanceLine(NamedTuple):
     free: str = ""
     used: str = ""
     kind: str = ""
+    available: str = ""
+    is_summary: bool = False
 
 
-def _balance_table(messages: Iterable[balance_pb2.Balance], *names: str) -> Table:
+def _balance_table(shown: Iterable[BalanceLine], *names: str) -> Table:
     """These columns and the amounts, and the kinds of rows if one has a kind."""
-    lines = [line for message in messages for line in balance_lines(message)]
+    lines = list(shown)
     kinds = ("kind",) if any(line.kind for line in lines) else ()
     table = Table(*names, *kinds, box=None, pad_edge=False)
     for name in AMOUNT_COLUMNS:
@@ -123,7 +130,7 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
             figures = account.summary
             available = plain(figures.available) if figures.HasField("available") else "-"
             label = f"[dim]equity {plain(figures.currency)}[/]"
-            yield BalanceLine(exchange_id, name, label, plain(figures.equity), available)
+            yield BalanceLine(exchange_id, name, label, plain(figures.equity), available=available, is_summary=True)
 
 
 def _account_name(account: balance_pb2.VenueAccount) -> str:
@@ -155,15 +162,21 @@ def summary(message: balance_pb2.Balance) -> str:
     return _figures(message.summary) if message.HasField("summary") else ""
 
 
-def account_summaries(message: balance_pb2.Balance) -> Iterator[str]:
-    """A line for each account whose summary is not the balance's own."""
-    for account in message.venue_accounts:
-        if account.HasField("summary") and not (message.HasField("summary") and message.summary == account.summary):
-            yield f"[dim]summary of {_account_name(account)}[/] {_figures(account.summary)}"
+def summaries(message: balance_pb2.Balance) -> Iterator[str]:
+    """Every summary, each in a line: of each account by its name, then of the whole balance. The summary of a single
+    account is left out if the whole balance has the same."""
+    accounts = [account for account in message.venue_accounts if account.HasField("summary")]
+    whole = summary(message)
+    if len(message.venue_accounts) > 1 or [_figures(account.summary) for account in accounts] != [whole]:
+        for account in accounts:
+            yield f"[dim]{_account_name(account)}:[/] {_figures(account.summary)}"
+        whole = whole and f"[dim]all accounts:[/] {whole}"
+    if whole:
+        yield whole
 
 
-def _figures(value: balance_pb2.Summary) -> str:
-    figures = as_dict(value)
+def _figures(message: balance_pb2.Summary) -> str:
+    figures = as_dict(message)
     currency = figures.pop("currency", "")
     named = (f"{name.replace('_', ' ')} {plain(str(figure))}" for name, figure in figures.items())
     return f"{plain(currency)}  " + "  ".join(named)

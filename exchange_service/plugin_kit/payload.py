@@ -106,7 +106,7 @@ def as_list(value: Any, where: str) -> list[Any]:
 
 
 def text(source: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> str:
-    """The text at `key`. If it is absent, null or empty: "" when it is not required, otherwise VenueMalformed.
+    """The text at `key`. If it is absent, null or empty: "" with `required=False`, otherwise VenueMalformed.
 
     Raises VenueMalformed for any value that is not a text.
     """

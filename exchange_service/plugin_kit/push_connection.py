@@ -72,6 +72,16 @@ class Subscription:
             raise self._error.with_traceback(None)
         return dict(self.states)
 
+    async def next_within(self, seconds: float | None) -> Mapping[Topic, Any] | None:
+        """The next turn, as iterating gives it; None if nothing is new within so many seconds, of which None sets no
+        limit. No message is lost by that. For a watch whose figures also move without a message: it yields Changed()
+        when this returns, whatever it returns. Raises as iterating does."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await anext(self)
+        except TimeoutError:
+            return None
+
     async def stands(self) -> None:
         """Wait until the venue has acknowledged every topic. Raises what ended the subscription meanwhile."""
         await self._standing.wait()

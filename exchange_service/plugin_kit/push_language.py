@@ -19,8 +19,8 @@ class Socket(Protocol):
         """Send a text message. Raises VenueUnavailable if the connection has ended."""
 
     async def receive(self) -> str:
-        """The next message. Raises VenueUnavailable when the connection ends, VenueTimeout when the venue is silent,
-        VenueMalformed for a message that is too large."""
+        """The next message as text: a binary one is decoded as UTF-8. Raises VenueUnavailable when the connection ends,
+        VenueTimeout when the venue is silent, VenueMalformed for a message of more than 1 MiB."""
 
 
 class SocketOpener(Protocol):
@@ -39,7 +39,10 @@ class PushLanguage:
     """
 
     # Seconds without a message after which the connection counts as broken. Pings and pongs of WebSocket are no
-    # messages: where a venue may have nothing to say for long, send messages that it answers.
+    # messages. Where a venue may have nothing to say for hours, such as one that pushes orders alone, set
+    # keep_alive_every to less than half of this and let keep_alive be a message that the venue answers, such as its own
+    # ping or a subscription again. If it answers nothing of the kind, raise this: a broken connection is then found by
+    # the pings of WebSocket.
     silence = 60.0
     # Seconds between two pings of WebSocket itself; 0: none are sent.
     ping = 20.0
@@ -55,7 +58,12 @@ class PushLanguage:
     acknowledges = True
 
     def __init__(self, url: str, login: str = "") -> None:
-        """`login` tells connections apart that are logged in for different users; it may be a secret."""
+        """`login` is one text that tells connections apart that are logged in for different users; it may be a secret.
+
+        Where a login has several secrets, join all of them into one text, or give the whole message of the login: two
+        users who share only one of them must not share a connection. Keep the parts as attributes of your own, which
+        `open` and `subscribe` use.
+        """
         # Where to connect.
         self.url = url
         # What tells connections of different users apart.
@@ -78,7 +86,12 @@ class PushLanguage:
 
     def subscribe(self, topics: Sequence[Topic]) -> Iterable[str]:
         """The messages that subscribe to these topics; one topic at a time is asked for. A VenueError ends the topics'
-        subscriptions alone."""
+        subscriptions alone.
+
+        A topic is what the venue's messages name. Where only the first message tells an account's own name, take a
+        constant topic on a connection of that login, and compare the name in `state`, by `require_account` or by
+        `require_same_accounts`.
+        """
         raise NotImplementedError
 
     def unsubscribe(self, topics: Sequence[Topic]) -> Iterable[str]:

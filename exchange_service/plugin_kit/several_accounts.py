@@ -51,6 +51,9 @@ def split_accounts(
 ) -> tuple[VenueAccount, ...]:
     """The accounts that one answer holds, each as `read` makes it of its entry, in the order of the entries.
 
+    An entry holds its own id. If the venue has an object by names or numbers, give each entry as a mapping of both,
+    such as {"id": name, "account": value}.
+
     An entry that is malformed, one whose id is listed twice, and one for which `read` raises another VenueError, is in
     the result with its error and with `type`, or as `unread(id)` describes it; the others stand. The entries in which
     `identify` finds no id stand together under the empty id, as one error. Raises the error if all accounts fail, or if

@@ -98,7 +98,8 @@ class TroubleContract(CallingContract):
                     continue
                 error = await self._fetch_error(venue, row, trouble)
                 fits = isinstance(error, ERRORS_OF_TROUBLES[trouble])
-                assert fits, f"the trouble {trouble!r} became {type(error).__name__}"
+                accepted = " or ".join(kind.__name__ for kind in ERRORS_OF_TROUBLES[trouble])
+                assert fits, f"the trouble {trouble!r} became {type(error).__name__}, and should become {accepted}"
             await self._fetch_good(venue, good)
 
     @pytest.mark.asyncio

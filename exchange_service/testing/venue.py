@@ -259,18 +259,44 @@ class LoopbackVenue:
             return
 
 
-# The situations that the demo shows, each by a user of its own: "moving" (`move` changes the figures), "empty"
-# (nothing is held), "refused" (the venue refuses the key), "limited", "slow", "stale" (an outage after one good
-# balance), "partly" (several accounts, of which at least one fails and at least one is read). `show_situation` plays
-# "limited", "slow" and "stale".
-SITUATIONS = ("moving", "empty", "refused", "limited", "slow", "stale", "partly")
+# By situation of the demo, each of which has a user of its own: what the account is, and what its balance becomes.
+MEANINGS_OF_SITUATIONS: Mapping[str, tuple[str, str]] = {
+    "moving": (
+        "A good key, and holdings in each account. `move` changes its figures a little.",
+        "A balance whose accounts have rows and no error.",
+    ),
+    "empty": ("A good key whose accounts hold nothing.", "A balance without rows, or with rows that are zero."),
+    "refused": ("A key that the venue refuses.", "`CredentialRejected`"),
+    "limited": ("A good key whose every request is refused by the venue's rate limit.", "`VenueRateLimited`"),
+    "slow": ("As moving, and each answer comes after three seconds.", "The same balance, after that time."),
+    "stale": (
+        "As moving for the requests of one balance; after them the venue is down.",
+        "A balance once, then `VenueUnavailable`, beside which the service serves the last good balance.",
+    ),
+    "partly": (
+        "A good key with several accounts, of which the venue refuses one.",
+        "A balance in which that one is a `VenueAccount` with an `error`, and the others have their rows. A venue with "
+        "one account for each key has no such situation.",
+    ),
+}
+# The situations that the demo shows, each by a user of its own. `show_situation` plays "limited", "slow" and "stale".
+SITUATIONS = tuple(MEANINGS_OF_SITUATIONS)
 
+# By what goes wrong at venues: what the row of `troubled_credential` is.
+MEANINGS_OF_TROUBLES: Mapping[str, str] = {
+    "wrong key": "A key that the venue does not know, or a secret that does not belong to it.",
+    "missing right": "A good key that may not read balances, or not from this address.",
+    "wrong environment": "A good key of the venue's other environment.",
+    "unknown account": "A good key, and an account number that the venue does not know.",
+    "rate limit": "A good key whose requests the venue's rate limit refuses.",
+    "outage": "A good key at a venue that is down.",
+}
 # What goes wrong at venues, and which error the contract suite accepts for each: "wrong key" becomes
 # CredentialRejected; "missing right" PermissionMissing, AddressNotAllowed, AccountUnknown or FeatureNotEnabled; "wrong
 # environment", a key of the sandbox at the live venue, CredentialRejected or AccountUnknown; "unknown account"
 # AccountUnknown; "rate limit" VenueRateLimited; "outage" VenueUnavailable, VenueMaintenance or VenueTimeout.
 # `show_situation` plays the last two.
-TROUBLES = ("wrong key", "missing right", "wrong environment", "unknown account", "rate limit", "outage")
+TROUBLES = tuple(MEANINGS_OF_TROUBLES)
 
 
 class DemoVenue(LoopbackVenue):

@@ -1,10 +1,9 @@
 """Witnesses: where a fact about a venue is known from, so that tests do not only agree with their own writer.
 
-A witness is a text such as "vendor: https://docs.acme.example/errors". Its first word is one of KINDS.
+A witness is a text such as "vendor: https://docs.acme.example/errors". Its first words are one of KINDS.
 
 - A payload file is a JSON object whose members are `witness` and, last, `answer`.
-- A row of a table in Python has the comment `# witness: ...`. At the end of a row's line it is for that row, on a line
-  of its own for every row below it, and above the table for all its rows.
+- A row of a table in Python has the comment `# witness: ...`; PLACES says where it stands and what it counts for.
 
 `unproven` is the honest word for a guess, with what was looked for: docs/venues.md lists every fact that has it.
 """
@@ -12,23 +11,35 @@ A witness is a text such as "vendor: https://docs.acme.example/errors". Its firs
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import json
+import re
 import tokenize
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 KINDS = {
     "vendor": "the venue's own page, specification or library, by its address",
-    "CCXT": "CCXT's class and one of its members, such as `okx.exceptions`, in the installed version",
+    "CCXT": "CCXT's class and one of its members, such as okx.exceptions, in the installed version",
     "test data": "a captured answer in another project's tests, by repository and path",
     "report": "a public report, by repository and number or by its address",
     "standard": "a published standard, such as an RFC or an EIP",
     "recorded": "the venue itself, by `plugins try --live --record`: its host, the environment and the day",
     "unproven": "a guess",
 }
+# Where the comment of a witness may stand, and what it counts for.
+PLACES = {
+    "directly above the assignment of a table": "every row of that one table",
+    "on a line of its own between rows": "every row below it, up to the next such line",
+    "at the end of a row's line, or within a row": "that row alone",
+}
 _COMMENT = "# witness:"
+# What a witness of CCXT names: an exchange's id, perhaps one of its members, and perhaps words behind them.
+_CCXT_SOURCE = re.compile(r"(\w+)(?:\.(\w+))?(?: .*)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,45 @@ def parse_witness(text: str) -> Witness:
     return Witness(kind, source)
 
 
+def ccxt_text(source: str) -> str:
+    """The text of CCXT's member that a witness names, such as okx.exceptions: of its description or its code. What the
+    class does not have may be in the one for sockets.
+
+    Raises LookupError, with a sentence, if it names nothing that can be read, and ImportError without CCXT.
+    """
+    match = _CCXT_SOURCE.match(source)
+    if match is None:
+        raise LookupError(f"{source[:60]!r} is not written as an id and a member of CCXT, such as CCXT: okx.exceptions")
+    exchange_id, member = match[1], match[2] or ""
+    for module in ("ccxt.async_support", "ccxt.pro"):
+        kind = getattr(import_module(module), exchange_id, None)
+        if kind is None:
+            continue
+        if not member:
+            return inspect.getsource(kind)
+        described = kind().describe()
+        if member in described:
+            return str(described[member])
+        if hasattr(kind, member):
+            return inspect.getsource(getattr(kind, member))
+    raise LookupError(f"the installed CCXT has no {exchange_id}{member and '.'}{member}")
+
+
+@cache
+def fault_of_witness(witness: Witness) -> str:
+    """Why what a witness names cannot be read, a sentence; empty if it can, or if this cannot be seen here: of all
+    kinds only CCXT's source is at hand, if it is installed."""
+    if witness.kind != "CCXT":
+        return ""
+    try:
+        ccxt_text(witness.source)
+    except LookupError as error:
+        return str(error.args[0])
+    except ImportError:
+        return ""
+    return ""
+
+
 def payload_witness(path: Path) -> Witness:
     """The witness of a payload file. Raises ValueError if it has none."""
     content = json.loads(path.read_bytes())
@@ -97,26 +147,43 @@ def table_rows(path: Path, table: str) -> tuple[TableRow, ...]:
     raise LookupError(f"{path.name} has no table {table}")
 
 
-def stray_witnesses(path: Path, tables: Collection[str]) -> list[int]:
-    """The lines of a Python file with a witness that belongs to none of these tables, so that nothing checks it."""
-    source = path.read_text(encoding="utf-8")
+def stray_witnesses(source: str, tables: Collection[str] | None = None) -> list[int]:
+    """The lines of a Python source with a witness that belongs to none of these tables, so that nothing reads it.
+
+    Without `tables` every assignment outside of functions is one.
+    """
     comments = dict(_comments(source))
     held: set[int] = set()
-    for name, value, line in _assignments(source):
-        if name in tables:
+    for name, value, line in _assignments(source, inside_functions=tables is not None):
+        if tables is None or name in tables:
             while line - 1 in comments and comments[line - 1][0]:
                 line -= 1
             held.update(range(line, (value.end_lineno or line) + 1))
     return [line for line, (_, text) in comments.items() if text.startswith(_COMMENT) and line not in held]
 
 
-def _assignments(source: str) -> Iterator[tuple[str, ast.expr, int]]:
+def witness_lines(source: str) -> Iterator[tuple[int, str]]:
+    """Every comment of a Python source that names a witness: its line, and the text of the witness."""
+    for line, (_, text) in _comments(source):
+        if text.startswith(_COMMENT):
+            yield line, text.removeprefix(_COMMENT)
+
+
+def _assignments(source: str, *, inside_functions: bool = True) -> Iterator[tuple[str, ast.expr, int]]:
     """Every name that is assigned, with the value and the line where that begins."""
-    for statement in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for statement in ast.walk(tree) if inside_functions else _outside_of_functions(tree):
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
             for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
                 if isinstance(target, ast.Name):
                     yield target.id, statement.value, statement.lineno
+
+
+def _outside_of_functions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield child
+            yield from _outside_of_functions(child)
 
 
 def _comments(source: str) -> Iterator[tuple[int, tuple[bool, str]]]:

@@ -250,10 +250,12 @@ class VenueAccount(google.protobuf.message.Message):
     id: builtins.str
     """The venue's own identifier, for example an account number or a wallet address. Empty: the venue has no identifier."""
     type: builtins.str
-    """Its kind: "spot", "margin", "futures", "perpetual", "funding", "forex", "cash", ... Empty: not known."""
+    """Its kind, one of the listing's account types: "spot", "margin", "futures", "perpetual", "funding", "forex", "cash",
+    ... Empty: not known.
+    """
     sub_account: builtins.str
-    """The sub-account or section within the venue's identifier, for example a sub-account's name or a builder dex.
-    Empty: the main one.
+    """The venue's name of a sub-account or section within the identifier, for example of a wallet, a vault, a builder dex
+    or the market of an isolated account. Empty: the main one.
     """
     label: builtins.str
     """The name that the user gave it at the venue. Empty: it has no name."""
@@ -312,7 +314,7 @@ class AssetBalance(google.protobuf.message.Message):
     MISMATCH_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
     asset: builtins.str
-    """The asset's code, for example "BTC" or "EUR"."""
+    """The asset's code that everybody uses, for example "BTC" or "EUR"."""
     venue_asset: builtins.str
     """The venue's own code for it, for example "XXBT". Equal to `asset` if the venue uses the same code."""
     account_type: builtins.str
@@ -320,17 +322,17 @@ class AssetBalance(google.protobuf.message.Message):
     sub_account: builtins.str
     """The sub-account that holds it, repeated here so that a row is complete. Empty: the main one."""
     total: builtins.str
-    """The whole amount, debt not subtracted unless the venue does so. Absent: the venue does not say. This and the next
+    """The whole amount in units of the asset, debt not subtracted unless the venue does so. Absent: the venue does not say. This and the next
     two are the venue's own figures wherever it states them. If it states two of the three, and its third is by
     definition their sum or difference, the third is reckoned exactly from them. A reckoned figure is absent if it
     would be negative where it cannot be.
     """
     free: builtins.str
-    """The amount that can be used now; reckoned as `total` says. On margin venues `free` and `used` need not add up to `total`."""
+    """The amount that can be used now, in the same units; reckoned as `total` says. On margin venues `free` and `used` need not add up to `total`."""
     used: builtins.str
-    """The amount that is reserved by orders or positions; reckoned as `total` says."""
+    """The amount that is reserved by orders or positions, in the same units; reckoned as `total` says."""
     debt: builtins.str
-    """The amount that is owed, as the venue states it; never negative. Absent: the venue does not say."""
+    """The amount that is owed, as the venue states it, in the same units; never negative. Absent: the venue does not say."""
     venue_account_id: builtins.str
     """The `id` of the venue account that holds it, repeated here so that a row is complete."""
     mismatch: builtins.bool
@@ -385,23 +387,23 @@ class Summary(google.protobuf.message.Message):
     CASH_FIELD_NUMBER: builtins.int
     BUYING_POWER_FIELD_NUMBER: builtins.int
     currency: builtins.str
-    """The currency of every figure here, for example "USD"."""
+    """The code of the currency of every figure here, for example "USD"."""
     total: builtins.str
-    """The venue's cash balance, or the total of the currency's row. Open profit is included only if the venue includes
-    it.
+    """The venue's cash balance, which is also the total of the currency's row. Open profit is included only if the venue
+    includes it. What the account is worth with its positions is the equity.
     """
     available: builtins.str
-    """The amount that can be used for new orders."""
+    """The amount that can be used for new orders, borrowed money not counted if the venue tells the two apart."""
     equity: builtins.str
-    """The account's value now, open profit included."""
+    """The account's value now: cash with the value of what is held and the open profit. A loss makes it less."""
     margin_used: builtins.str
-    """Margin that open positions reserve."""
+    """Margin that is reserved for open positions, and for orders if the venue counts them."""
     unrealised_pnl: builtins.str
-    """Profit not yet realised; negative for a loss."""
+    """Profit of open positions that is not yet realised; negative for a loss."""
     cash: builtins.str
-    """Settled or booked money, open profit not included."""
+    """Settled or booked money, open profit not included. Often the same as the total."""
     buying_power: builtins.str
-    """The value that could be bought, borrowed money included."""
+    """The value that could be bought, borrowed money included. It may be more than the cash."""
     def __init__(
         self,
         *,

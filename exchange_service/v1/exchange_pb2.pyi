@@ -106,7 +106,7 @@ class Exchange(google.protobuf.message.Message):
     of that name in `credential_fields` is not required.
     """
     instructions: builtins.str
-    """One or two sentences: where a user creates a key at the venue."""
+    """How and where a user makes a key at the venue, in one or two sentences."""
     ip_whitelist: builtins.str
     """A note on allow-lists of network addresses at the venue. Empty: not known."""
     documentation_url: builtins.str

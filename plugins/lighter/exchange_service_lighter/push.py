@@ -233,13 +233,8 @@ class _Watched:
         if not self._moves:
             await anext(self._subscription)
             return True
-        try:
-            with self._priced.counted():
-                async with asyncio.timeout(self._priced.pause()):
-                    await anext(self._subscription)
-        except TimeoutError:
-            return False
-        return True
+        with self._priced.counted():
+            return await self._subscription.next_within(self._priced.pause()) is not None
 
     def _take(self, states: Mapping[Any, Any]) -> Sequence[Balance | Changed]:
         before, self._pushed = self._pushed, dict(self._joined(states))

@@ -1,11 +1,17 @@
-"""`python -m exchange_service.testing PACKAGE.MODULE:SIMULATOR [PORT]` runs a simulator until it is interrupted."""
+"""`python -m exchange_service.testing PACKAGE.MODULE:SIMULATOR [PORT]` runs a simulator until it is interrupted.
+
+Of a DemoVenue it makes the account of the situation "moving", and prints the credential that opens it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib
+import json
 import sys
+
+from exchange_service.testing.venue import DemoVenue
 
 
 async def _run(name: str, port: int) -> None:
@@ -14,6 +20,8 @@ async def _run(name: str, port: int) -> None:
     url = await venue.start(port)
     try:
         sys.stdout.write(f"{attribute} listens at {url}; press Ctrl-C to end.\n")
+        if isinstance(venue, DemoVenue) and (row := venue.demo_credential("moving")):
+            sys.stdout.write(f"Its account opens with {json.dumps(row)}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
     finally:

@@ -245,6 +245,15 @@ async def test_the_trial_of_a_broken_plugin_shows_its_lines_as_the_page_does(tmp
     assert shown.strip() in done.stdout
 
 
+def test_the_error_of_the_first_page_can_be_raised() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    explained = page[page.index("\n## What a call gives you\n") :]
+    ((mark, code),) = [(m["mark"], m["text"]) for m in _BLOCK.finditer(explained)]
+    assert mark == "example: an error"
+    with pytest.raises(CredentialRejected):
+        exec(code, vars(plugin_api).copy())
+
+
 def test_every_block_of_the_page_is_run_or_is_a_file() -> None:
     marks = {m["mark"] for m in _BLOCK.finditer(PAGE) if m["mark"]}
     run_here = set(re.findall(r'\bexample\(\s*"([^"]+)"', Path(__file__).read_text()))

@@ -17,7 +17,10 @@ from exchange_service.testing.venue import DemoVenue
 async def _run(name: str, port: int) -> None:
     module, _, attribute = name.partition(":")
     venue = getattr(importlib.import_module(module), attribute)()
-    url = await venue.start(port)
+    try:
+        url = await venue.start(port)
+    except OSError as error:
+        sys.exit(f"{attribute} cannot listen on port {port}: {error.strerror}. Choose another one, or leave it out.")
     try:
         sys.stdout.write(f"{attribute} listens at {url}; press Ctrl-C to end.\n")
         if isinstance(venue, DemoVenue) and (row := venue.demo_credential("moving")):

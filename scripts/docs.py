@@ -158,9 +158,11 @@ beyond it accounts are polled. An account is what one stored credential opens. E
 
 # By the listing's id: what comes.
 _PUSHED = {
+    "alpaca": "hints: changes of orders. The account is read every minute too",
     "aster": "hints: the events of futures and spot. With open positions the accounts are read every ten seconds too",
     "hyperliquid": "whole balances: the states of spot, the main dex and the stored builder dexs. With `sub_accounts`, "
     "`vaults` or `staking` the wallet is polled",
+    "krakenfutures": "hints: changes of balances. With open positions the accounts are read every ten seconds too",
     "lighter": "whole balances: two channels of each account, joined with its last read; hints in unified mode and "
     "with isolated margin. With open positions the account is read too, every ten seconds or more rarely",
     "oanda": "hints: transactions. With open trades the account is read every ten seconds too",

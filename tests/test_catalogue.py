@@ -29,12 +29,14 @@ from tests.harness import Running, ScriptedPlugin, info, listing, loaded, regist
 
 # The owner's values: id | name | asset class | asset types | market hours | icon | logo | colour | passphrase | account
 OWNERS = """
+alpaca | Alpaca | Stocks | US Stocks • Options • Crypto | Market Hours | i-heroicons-chart-bar | | bg-yellow-500/20 text-yellow-500 | no | no
 aster | Aster | Crypto | Crypto Futures | 24/7 Trading | i-simple-icons-bitcoin | /aster_logo.png | bg-orange-500/20 text-orange-500 | no | no
 oanda | OANDA | Forex | Forex | 24/5 Trading | i-heroicons-currency-dollar | /oanda_logo.png | bg-green-500/20 text-green-500 | no | yes
 tradier | Tradier | Stocks | Stocks • Options | Market Hours | i-heroicons-chart-bar | /tradier_logo.png | bg-blue-500/20 text-blue-500 | no | yes
 tradier_options | Tradier Options | Options | Options | Market Hours | i-heroicons-chart-bar | /tradier_logo.png | bg-blue-500/20 text-blue-500 | no | yes
 lighter | Lighter DEX | Crypto | Crypto Perps (zkSync) | 24/7 Trading | i-simple-icons-bitcoin | /lighter_logo.png | bg-purple-500/20 text-purple-500 | no | no
 hyperliquid | Hyperliquid | Crypto | Crypto Perps | 24/7 Trading | i-simple-icons-bitcoin | /hyperliquid_logo.png | bg-cyan-500/20 text-cyan-500 | no | no
+krakenfutures | Kraken Futures | Crypto | Crypto Perps • Crypto Futures | 24/7 Trading | i-simple-icons-bitcoin | https://user-images.githubusercontent.com/24300605/81436764-b22fd580-9172-11ea-9703-742783e6376d.jpg | bg-violet-500/20 text-violet-500 | no | no
 tastytrade | Tasty Trade | Futures | Futures • Options | Extended Hours | i-heroicons-chart-line | /tastytrade_logo.jpg | bg-indigo-500/20 text-indigo-500 | yes | yes
 """  # noqa: E501
 COLUMNS = (
@@ -69,12 +71,12 @@ class TestInstalled:
     async def everything(self, catalogue: Catalogue) -> ListExchangesResponse:
         return await answer(catalogue)
 
-    def test_more_than_a_hundred_are_listed_and_exactly_seven_are_custom(
+    def test_more_than_a_hundred_are_listed_and_exactly_nine_are_custom(
         self, everything: ListExchangesResponse
     ) -> None:
         custom = {entry.id for entry in everything.exchanges if entry.is_custom}
         assert custom == set(OWNED)
-        assert sum(entry.is_ccxt for entry in everything.exchanges) > 100
+        assert sum(entry.is_ccxt for entry in everything.exchanges) >= 99
         assert all(entry.is_ccxt != entry.is_custom for entry in everything.exchanges)
 
     @pytest.mark.parametrize("exchange_id", OWNED)
@@ -95,7 +97,7 @@ class TestInstalled:
         assert everything.next_page_token == ""
         assert list(everything.problems) == []
 
-    @pytest.mark.parametrize("exchange_id", ["hyperliquid", "aster", "lighter"])
+    @pytest.mark.parametrize("exchange_id", ["alpaca", "hyperliquid", "aster", "krakenfutures", "lighter"])
     def test_an_exchange_that_ccxt_has_too_is_served_by_its_own_plugin(
         self, everything: ListExchangesResponse, exchange_id: str
     ) -> None:
@@ -125,7 +127,7 @@ class TestInstalled:
     def test_ccxt_entries_have_the_owners_common_values(self, everything: ListExchangesResponse) -> None:
         for entry in everything.exchanges:
             if entry.is_ccxt:
-                assert entry.asset_class == ("Multi-Asset" if entry.id == "alpaca" else "Crypto")
+                assert entry.asset_class == "Crypto"
                 assert entry.market_hours == "24/7 Trading"
                 assert entry.icon == "i-simple-icons-bitcoin"
                 assert entry.color_class == "bg-gray-500/20 text-gray-500"
@@ -237,10 +239,13 @@ class TestFilters:
         assert set(await self.ids(catalogue, search=search)) == matches
 
     async def test_filters_are_combined_with_and(self, catalogue: Catalogue) -> None:
-        assert set(await self.ids(catalogue, search="options", source="custom", asset_class="stocks")) == {"tradier"}
+        assert set(await self.ids(catalogue, search="options", source="custom", asset_class="stocks")) == {
+            "alpaca",
+            "tradier",
+        }
         assert await self.ids(catalogue, search="oanda", source="ccxt") == []
         crypto = await self.ids(catalogue, asset_class="crypto", source="custom")
-        assert set(crypto) == {"aster", "lighter", "hyperliquid"}
+        assert set(crypto) == {"aster", "krakenfutures", "lighter", "hyperliquid"}
 
     async def test_counts_are_of_the_whole_catalogue_and_matches_of_the_filters(self, catalogue: Catalogue) -> None:
         reply = await answer(catalogue, asset_class="forex")

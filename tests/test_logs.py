@@ -113,7 +113,20 @@ def test_text_that_an_operator_needs_is_not_redacted(line: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("token", "api_key", "apiKey", "API-KEY", "X-MBX-APIKEY", "secret", "client_secret", "passphrase", "password"),
+        *(
+            "token",
+            "signed_challenge",
+            "Authent",
+            "X-HMAC-SHA256",
+            "api_key",
+            "apiKey",
+            "API-KEY",
+            "X-MBX-APIKEY",
+            "secret",
+            "client_secret",
+            "passphrase",
+            "password",
+        ),
         *("Authorization", "signature", "sig", "refreshToken", "private_key", "privateKey", "hash_key", "cookie"),
         *("Set-Cookie", "listenKey", "jwt", "auth", "pin", "credential", "key"),
     ],

@@ -179,9 +179,11 @@ def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> 
     assert set(wheels) == {
         "core",
         "plugin",
+        "alpaca",
         "aster",
         "ccxt_generic",
         "hyperliquid",
+        "krakenfutures",
         "lighter",
         "oanda",
         "tastytrade",

@@ -124,7 +124,7 @@ class TestABrokenPlugin:
     def test_a_name_that_no_plugin_has_is_told_which_there_are(self) -> None:
         done = run_command(("plugins", "check", "onada"), PLAIN)
         assert done.returncode == 3
-        assert "hyperliquid, lighter, oanda" in done.stderr
+        assert "hyperliquid, krakenfutures, lighter, oanda" in done.stderr
 
     def test_a_tier_that_there_is_not_is_wrong_usage(self) -> None:
         done = run_command(("plugins", "check", "oanda", "--tier", "diamond"), PLAIN)

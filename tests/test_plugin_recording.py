@@ -47,6 +47,7 @@ PLUGINS = [
     ("hyperliquid", "hyperliquid"),
     ("aster", "aster"),
     ("lighter", "lighter"),
+    ("krakenfutures", "krakenfutures"),
 ]
 ANY = """
     for path in call.credential.metadata.get("paths", ["/v1/a"]):

@@ -46,7 +46,7 @@ _OF_WORDS = f"{string.ascii_letters}{string.digits}+/=_-."
 
 _NAMES_OF_SECRETS = (
     r"secret|passw(?:or)?d|passphrase|authori[sz]ation|signature|cookie|credentials?|mnemonic|api[_-]?key|jwt|bearer"
-    r"|private|token|access[_-]?key"
+    r"|private|token|access[_-]?key|signed[_-]?challenge|authent\b|hmac"
 )
 # The last word of a name counts too: "hash_key" is a secret, "key_id" is not.
 _SECRET_NAME = re.compile(rf"{_NAMES_OF_SECRETS}|(?:^|[_.-])(?:key|sign|sig|auth|pin|otp|seed)$", re.IGNORECASE)

@@ -34,7 +34,17 @@ SIMULATOR_GROUP = "exchange_service.simulators"
 # The distributions of this project: what they do at import is known.
 OURS = frozenset(
     f"exchange-service-{name}"
-    for name in ("aster", "ccxt-generic", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier")
+    for name in (
+        "alpaca",
+        "aster",
+        "ccxt-generic",
+        "hyperliquid",
+        "krakenfutures",
+        "lighter",
+        "oanda",
+        "tastytrade",
+        "tradier",
+    )
 )
 _MODULE = re.compile(r"[\w.]+\s*(:\s*[\w.]+)?\s*(\[.*\])?\s*\Z")
 # Seconds that the hook refresh_manifest may take.

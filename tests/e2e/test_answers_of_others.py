@@ -34,7 +34,7 @@ async def read(running: Running, venue: DemoVenue, user: str) -> tuple[balance_p
 
 
 def test_the_own_venues_whose_answers_name_the_account_are_all_here() -> None:
-    assert set(SIMULATORS) == {"binance", "lighter", "oanda", "tastytrade", "tradier", "tradier_options"}
+    assert set(SIMULATORS) == {"alpaca", "binance", "lighter", "oanda", "tastytrade", "tradier", "tradier_options"}
 
 
 @pytest.mark.parametrize("exchange_id", sorted(SIMULATORS))

@@ -19,7 +19,17 @@ from exchange_service.testing.venue import SITUATIONS
 from exchange_service.v1.balance_pb2 import DELIVERY_MODE_PUSHED
 from tests.harness import PATIENCE, settings_for
 
-CUSTOM = {"aster", "hyperliquid", "lighter", "oanda", "tastytrade", "tradier", "tradier_options"}
+CUSTOM = {
+    "alpaca",
+    "aster",
+    "hyperliquid",
+    "krakenfutures",
+    "lighter",
+    "oanda",
+    "tastytrade",
+    "tradier",
+    "tradier_options",
+}
 THROUGH_CCXT = {"apex", "binance", "coinbase"}
 
 

@@ -65,6 +65,21 @@ EXAMPLES: dict[str, tuple[set[str], set[str]]] = {
         {"spot USDC 5230.118264/4387.618264/842.5", "spot HYPE 31.25/31.25/0"},
         {"spot USDC 5230.118264 - 4387.618264 842.5 321.5"},
     ),
+    "krakenfutures": (
+        {
+            "cash BTC 0.25/-/-",
+            "cash EUR 120.5/-/-",
+            "margin FI_XBTUSD_270326 -15000/-/-",
+            "margin BTC 1.5/-/-",
+            "flex USD 5000/5000/-",
+            "flex BTC 0.1185308247/0.1185308247/-",
+        },
+        {"margin BTC 1.5 1.5 1.5 0 0", "flex USD 9965.9490374 - 9215.9490374 750 -12.3456"},
+    ),
+    "alpaca": (
+        {"margin USD 5250.75/-/-", "margin AAPL 12/10/-", "margin BTC 0.0425/0.0425/-"},
+        {"margin USD 10148.89625 5250.75 5250.75 2449.073125 -"},
+    ),
     "tastytrade": (
         {"margin USD 12875.412/19735.412/24380"},
         {"margin USD 45230.412 12875.412 19735.412 24380 -"},

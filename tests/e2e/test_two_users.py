@@ -28,7 +28,17 @@ from exchange_service.v1 import exchange_pb2
 from exchange_service.venues.loading import SIMULATOR_GROUP
 from tests.harness import PATIENCE, Running, balance_request, eventually, failure_of, serving, streaming
 
-CUSTOM = ("oanda", "tradier", "tradier_options", "aster", "lighter", "hyperliquid", "tastytrade")
+CUSTOM = (
+    "oanda",
+    "tradier",
+    "tradier_options",
+    "aster",
+    "lighter",
+    "hyperliquid",
+    "tastytrade",
+    "alpaca",
+    "krakenfutures",
+)
 THROUGH_CCXT = ("apex", "binance", "coinbase")
 BAD_SECONDS = float(os.environ.get("EXCHANGE_SERVICE_BAD_SECONDS", "16"))
 FIRST, SECOND = "first", "second"

@@ -18,18 +18,22 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import exchange_service_alpaca
 import exchange_service_aster
 import exchange_service_ccxt_generic
 import exchange_service_hyperliquid
+import exchange_service_krakenfutures
 import exchange_service_lighter
 import exchange_service_oanda
 import exchange_service_tastytrade
 import exchange_service_tradier
 import pytest
 from aiohttp import web
+from exchange_service_alpaca.simulator import AlpacaSimulator
 from exchange_service_aster.simulator import AsterSimulator
 from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedWallet
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator
+from exchange_service_krakenfutures.simulator import KrakenfuturesSimulator
 from exchange_service_lighter.simulator import LighterSimulator
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 from exchange_service_tastytrade.simulator import TastytradeSimulator
@@ -50,8 +54,10 @@ MEBIBYTE = 1024 * 1024
 LONGEST = 0.050
 
 PLUGINS: Mapping[str, tuple[Any, Callable[[], DemoVenue]]] = {
+    "alpaca": (exchange_service_alpaca, AlpacaSimulator),
     "aster": (exchange_service_aster, AsterSimulator),
     "hyperliquid": (exchange_service_hyperliquid, HyperliquidSimulator),
+    "krakenfutures": (exchange_service_krakenfutures, KrakenfuturesSimulator),
     "lighter": (exchange_service_lighter, LighterSimulator),
     "oanda": (exchange_service_oanda, OandaSimulator),
     "tastytrade": (exchange_service_tastytrade, TastytradeSimulator),

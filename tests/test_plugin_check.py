@@ -95,6 +95,8 @@ class TestTheDocumentedPlugin:
         _, rules, _ = documented
         assert rules["limits"]["evidence"] == "missing: limits of acme"
         assert rules["limits"]["advice"].startswith("State `limits`")
+        assert rules["limits"]["advice"].endswith("Or state in quality.toml that the venue has no such limit.")
+        assert "quality.toml" not in rules["typed"]["advice"]
         assert "exchange_service_acme/__init__.py:19: error: Function is missing" in rules["typed"]["evidence"]
 
     def test_the_report_in_its_folder_says_the_same_and_names_no_place_of_this_machine(

@@ -364,10 +364,11 @@ class VenueCall:
     def wants(self, account_type: str) -> bool:
         """Whether the call asks for accounts of this type. Others need not be read; the host drops them.
 
+        True for an empty type: an account that could not be read may be of any type, and stays with its error.
         `account.account_type` holds the caller's word: one of the listing's types, ALL_ACCOUNT_TYPES, or empty for the
         listing's default.
         """
-        return self.exchange.reads(account_type, self.account.account_type)
+        return not account_type or self.exchange.reads(account_type, self.account.account_type)
 
     def url(self, name: str = "api") -> str:
         """The environment's address called `name`, without a slash at its end. Raises KeyError for another name."""

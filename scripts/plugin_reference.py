@@ -7,7 +7,7 @@ import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from exchange_service import errors, plugin_api
+from exchange_service import errors, plugin_api, testing
 from exchange_service.grpc_server.status import TABLE
 from exchange_service.plugin_api import API_VERSION, SERVED_API_VERSIONS
 from exchange_service.venues.hooks import HOOK_FORMS
@@ -159,7 +159,7 @@ def _sorted_names(page: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _is_error(name: str) -> bool:
-    value = getattr(plugin_api, name, None)
+    value = getattr(plugin_api, name, getattr(testing, name, None))
     return inspect.isclass(value) and issubclass(value, errors.VenueError)
 
 
@@ -183,7 +183,7 @@ def _entry(name: str, item: Any, *, level: int = 3) -> Iterator[str]:
 
 
 def _constant(name: str, item: Any) -> str:
-    value = getattr(plugin_api, name, None)
+    value = getattr(plugin_api, name, getattr(testing, name, None))
     return f"{name} = {value!r}" if isinstance(value, int | str | tuple | dict | frozenset) else name
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from exchange_service_oanda import OANDA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from exchange_service.plugin_kit.several_accounts import (
     read_account_list,
     split_accounts,
 )
+from exchange_service.testing import venue_call
 
 
 def account(id: str, total: str = "1", currency: str = "EUR") -> VenueAccount:
@@ -45,6 +47,14 @@ async def gather(**outcomes: VenueAccount | Exception) -> tuple[VenueAccount, ..
         return outcome
 
     return await gather_accounts(list(outcomes), read, type="cash")
+
+
+@pytest.mark.parametrize("requested", ["", "cash", "margin", "all"])
+async def test_every_call_wants_the_account_whose_type_nobody_could_read(requested: str) -> None:
+    two_types = replace(OANDA, account_types=("cash", "margin"), default_account_types=("cash",))
+    async with venue_call(two_types, account_type=requested) as call:
+        assert call.wants("")
+        assert call.wants("margin") is (requested in ("margin", "all"))
 
 
 async def test_accounts_come_in_the_order_of_their_ids() -> None:

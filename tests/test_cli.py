@@ -249,6 +249,7 @@ def test_a_live_table_shows_them_as_texts_too() -> None:
         shown_on_a_terminal(view.after(second)),
         shown_on_a_terminal(tables.balance(balance)),
         shown_on_a_terminal(tables.summary(balance)),
+        shown_on_a_terminal(*tables.account_summaries(balance_pb2.Balance(venue_accounts=[account]))),
         shown_on_a_terminal(f"[dim]{tables.freshness(freshness)}[/]"),
     ):
         assert harmless(shown), shown

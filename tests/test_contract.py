@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from exchange_service.testing import DemoVenue, Fault, LoopbackVenue, contract
+from exchange_service.testing import DemoVenue, Fault, LoopbackVenue, contract, venue
+from exchange_service.testing.trouble_contract import ERRORS_OF_TROUBLES
 from tests.test_docs import write_documented_plugin
 
 NAME = "exchange_service_acme"
@@ -56,6 +59,18 @@ BAD: dict[str, tuple[list[tuple[str, str]], str, tuple[Any, ...], str]] = {
         "test_a_figure_that_is_no_number_is_never_believed",
         (),
         "changed the rows",
+    ),
+    "an account that cannot be read and is left out": (
+        [
+            (
+                "    return Balance(venue_accounts=(parse(response.json()),))",
+                "    try:\n        read = (parse(response.json()),)\n    except VenueError:\n        read = ()\n"
+                '    return Balance(venue_accounts=(*read, VenueAccount(id="2", type="cash")))',
+            )
+        ],
+        "test_a_figure_that_is_no_number_is_never_believed",
+        (),
+        "left .* out in silence",
     ),
     "an empty object as an empty balance": (
         [
@@ -236,3 +251,13 @@ async def test_a_plugin_that_believes_another_users_answer_is_found(
         return
     with pytest.raises(AssertionError, match="another user's answer for every request became a balance"):
         await test
+
+
+def test_the_kits_own_words_say_which_errors_each_trouble_may_become() -> None:
+    source = inspect.getsource(venue)
+    comments = " ".join(re.findall(r"^# (.*)", source[: source.index("TROUBLES = ")], re.MULTILINE))
+    told = dict(re.findall(r'"([a-z ]+)"([^"]*)', comments.rpartition("suite accepts for each")[2]))
+    names = {error.__name__ for errors in ERRORS_OF_TROUBLES.values() for error in errors}
+    for trouble, errors in ERRORS_OF_TROUBLES.items():
+        named = {name for name in names if re.search(rf"\b{name}\b", told[trouble])}
+        assert named == {error.__name__ for error in errors}, trouble

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from exchange_service.amounts import format_amount
 from exchange_service.errors import VenueMalformed, VenueUnavailable
+from exchange_service.model import WrongType
 from exchange_service.plugin_kit.payload import (
     amount,
     as_list,
@@ -183,6 +184,17 @@ def test_the_message_does_not_repeat_the_value() -> None:
     with pytest.raises(VenueMalformed) as malformed:
         parse_amount("card 4111 1111", "here")
     assert "4111" not in malformed.value.message
+
+
+def test_an_await_that_is_missing_is_not_told_as_a_malformed_answer() -> None:
+    async def answer() -> dict[str, int]:
+        return {"a": 1}
+
+    for read in (as_object, as_list):
+        unread = answer()
+        with pytest.raises(WrongType, match="write `await` before the call"):
+            read(unread, "here")
+        unread.close()
 
 
 def test_as_object_accepts_objects_alone() -> None:

@@ -95,7 +95,10 @@ class TestTheDocumentedPlugin:
         _, rules, _ = documented
         assert rules["limits"]["evidence"] == "missing: limits of acme"
         assert rules["limits"]["advice"].startswith("State `limits`")
-        assert rules["limits"]["advice"].endswith("Or state in quality.toml that the venue has no such limit.")
+        # What no statement can put right does not advise one.
+        assert rules["demo"]["advice"].endswith(
+            "Or state in quality.toml, under [rules.demo], which of them the venue cannot have."
+        )
         assert "quality.toml" not in rules["typed"]["advice"]
         assert "exchange_service_acme/__init__.py:19: error: Function is missing" in rules["typed"]["evidence"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -39,6 +41,32 @@ def run(folder: Path, *command: object) -> str:
     return done.stdout
 
 
+# What `plugins check` says of a project whose tests have run and whose types are right.
+JUDGE = """
+import asyncio, json, sys
+from pathlib import Path
+from exchange_service.authoring.evidence import TypeCheck, gather_evidence
+from exchange_service.authoring.quality import judge
+from exchange_service.authoring.quality_file import read_statements
+from exchange_service.authoring.suite_results import read_record
+from exchange_service.testing.projects import find_project
+
+evidence = asyncio.run(gather_evidence(find_project("."), read_record(Path(sys.argv[1])), TypeCheck(True)))
+report = judge(evidence, read_statements(Path("quality.toml")))
+lacking = [found.rule.name for found in report.findings if found.status == "todo"]
+print(json.dumps({"tier": report.tier, "lacking": lacking, "unproven": report.unproven}))
+"""
+
+
+def judge_project(folder: Path, record: Path) -> dict[str, Any]:
+    """The report on a rendered project, in a process of its own, because all of them have the same name."""
+    arguments = [sys.executable, "-c", JUDGE, str(record)]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    judged: dict[str, Any] = json.loads(done.stdout)
+    return judged
+
+
 @pytest.fixture(scope="session")
 def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
@@ -50,10 +78,16 @@ def test_each_flavour_is_green_from_the_first_moment(flavour: str, tmp_path: Pat
     run(tmp_path / "acme", "ruff", "check", ".")
     run(tmp_path / "acme", "ruff", "format", "--check", ".")
     run(tmp_path / "acme", "mypy", "--cache-dir", mypy_cache)
-    printed = run(tmp_path / "acme", "pytest", "-p", "no:cacheprovider", "-q", "-W", "error")
+    recorded = ("-p", "exchange_service.authoring.recorder", "--exchange-record", tmp_path / "record.json")
+    printed = run(tmp_path / "acme", "pytest", "-p", "no:cacheprovider", "-q", "-W", "error", *recorded)
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 65
     assert not re.search(r"skipped|xfailed", printed)
     assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", printed)
+    report = judge_project(tmp_path / "acme", tmp_path / "record.json")
+    # What is made up keeps it from platinum: the sources of facts, and, but for one flavour, a push.
+    assert report["tier"] == "gold"
+    assert report["lacking"] == (["sources"] if flavour == "push" else ["push", "sources"])
+    assert report["unproven"] >= 9
 
 
 @pytest.mark.parametrize(("name", "title"), [("1inch", "1inch"), ("acme_futures-europe", "Börse für Futures 😀")])
@@ -201,6 +235,13 @@ class TestUpdate:
         ]
         project.commit()
         assert project.update() == Update(2, 2)
+
+    def test_the_report_and_its_statements_are_left_to_the_author(self, project: Project) -> None:
+        project.edit("quality.toml", "TODO: is it so at your venue? A token", "A token")
+        project.commit()
+        project.release("quality.toml.jinja", "TODO: is it so at your venue? ", "TODO: is that so? ")
+        assert project.update() == Update(1, 2)
+        assert 'comment = "A token' in (project.folder / "quality.toml").read_text()
 
     def test_lines_that_both_have_changed_are_shown_as_a_conflict(self, project: Project) -> None:
         project.edit(".github/workflows/test.yml", "timeout-minutes: 15", "timeout-minutes: 60")

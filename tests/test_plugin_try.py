@@ -274,6 +274,15 @@ class TestRealPlugins:
 
     def test_rights_are_shown_if_they_are_asked_for(self) -> None:
         assert report_of("tradier", "-e", "tradier", "--check-credential")["rights"] is not None
+        shown = run_try("alpaca", "--check-credential").stdout
+        assert "may trade: the venue does not say" in shown
+        assert "note on the key: " in shown
+
+    def test_the_figures_of_each_of_several_accounts_are_shown(self) -> None:
+        shown = run_try("aster").stdout
+        assert re.search(r"^summary of futures .*unrealised pnl", shown, re.MULTILINE), shown
+        # Not those of one account, which are the balance's own.
+        assert "summary of" not in run_try("oanda").stdout
 
     def test_one_of_several_listings_has_to_be_chosen(self) -> None:
         done = run_try("tradier")

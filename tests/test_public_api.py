@@ -114,6 +114,7 @@ EXPORTS: dict[str, set[str]] = {
         "RecordedVenue",
         "Recording",
         "StoredRow",
+        "SITUATIONS",
         "TROUBLES",
         "bearer_token",
         "json_object",

@@ -181,18 +181,18 @@ def _judge_rule(rule: Rule, evidence: Evidence, statement: Statement) -> Finding
         return Finding(rule, Status.DONE, judged.evidence, statement=statement)
     missing = "missing: " + "; ".join(lack.text for lack in judged.lacks)
     if statement.status != Status.EXEMPT:
-        return Finding(rule, Status.TODO, missing, _next_step(rule, judged, evidence), statement)
+        return Finding(rule, Status.TODO, missing, _advise(rule, judged), statement)
     fault = _statement_fault(rule, judged, statement)
     if fault:
         return Finding(rule, Status.TODO, missing, f"The statement does not count: {fault}", statement)
     return Finding(rule, Status.EXEMPT, missing, statement=statement)
 
 
-def _next_step(rule: Rule, judged: Judgement, evidence: Evidence) -> str:
-    """How to keep the rule, or what to state if the venue cannot have what it asks for."""
-    if not rule.exemption or evidence.plugin is None or not all(lack.excusable for lack in judged.lacks):
+def _advise(rule: Rule, judged: Judgement) -> str:
+    """How to keep a rule, and that its author may state something instead, if a statement could count."""
+    if not rule.exemption or not all(lack.excusable for lack in judged.lacks):
         return rule.remedy
-    return f"{rule.remedy} Or state in quality.toml {rule.exemption}."
+    return f"{rule.remedy} Or state in quality.toml, under [rules.{rule.name}], {rule.exemption}."
 
 
 def _statement_fault(rule: Rule, judged: Judgement, statement: Statement) -> str:

@@ -118,5 +118,10 @@ def run_pytest(arguments: Sequence[str], *, working_folder: Path, importable: It
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
             return SuiteResults(errors=(f"pytest ended with {done.returncode}: {said}",))
-        content = json.loads(record.read_text())
+        return read_record(record)
+
+
+def read_record(path: Path) -> SuiteResults:
+    """What pytest's plugin `exchange_service.authoring.recorder` wrote to the file of `--exchange-record`."""
+    content = json.loads(path.read_text())
     return SuiteResults(tuple(RecordedTest(**test) for test in content["tests"]), tuple(content["errors"]))

@@ -251,6 +251,8 @@ def _show_balance(trial: Trial, fetched: Any) -> None:
     console.print(tables.balance(message))
     if summary := tables.summary(message):
         console.print(f"[dim]summary[/] {summary}", highlight=False)
+    for line in tables.account_summaries(message):
+        console.print(line, soft_wrap=True, highlight=False)
     for fault in tables.faults(message):
         console.print(f"[red]not read:[/] {fault}", soft_wrap=True, highlight=False)
     for note in message.notes:
@@ -329,7 +331,9 @@ def _endings(report: Mapping[str, Any]) -> Iterator[str]:
     """What follows the balance: rights, errors with the author's frames, notices."""
     if rights := report["rights"]:
         told = {True: "yes", False: "no", None: "the venue does not say"}
-        yield f"may trade: {told[rights['may_trade']]}; may withdraw: {told[rights['may_withdraw']]}"
+        ends = f"; expires: {rights['expires']}" if rights["expires"] else ""
+        yield f"may trade: {told[rights['may_trade']]}; may withdraw: {told[rights['may_withdraw']]}{ends}"
+        yield from (f"[dim]note on the key:[/] {plain(note)}" for note in rights["notes"])
     for name, title in (("error", "no balance"), ("rights_error", "no rights"), ("push_error", "the push ended")):
         if error := report[name]:
             wait = f" (Wait {error['retry_after']:.3g} s.)" if error["retry_after"] else ""

@@ -111,7 +111,7 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
     """The lines of a balance's table; "-" stands for an amount that the venue does not report."""
     exchange_id = plain(message.exchange_id)
     for account in message.venue_accounts:
-        name = plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
+        name = _account_name(account)
         if account.HasField("error"):
             reason = error_reason_pb2.ErrorReason.Name(account.error.reason).removeprefix("ERROR_REASON_")
             yield BalanceLine(exchange_id, name, f"[red]{reason}[/]")
@@ -124,6 +124,10 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
             available = plain(figures.available) if figures.HasField("available") else "-"
             label = f"[dim]equity {plain(figures.currency)}[/]"
             yield BalanceLine(exchange_id, name, label, plain(figures.equity), available)
+
+
+def _account_name(account: balance_pb2.VenueAccount) -> str:
+    return plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
@@ -148,11 +152,20 @@ def faults(message: balance_pb2.Balance) -> Iterator[str]:
 
 def summary(message: balance_pb2.Balance) -> str:
     """The summary in a line; empty if the balance has none."""
-    if not message.HasField("summary"):
-        return ""
-    figures = as_dict(message.summary)
+    return _figures(message.summary) if message.HasField("summary") else ""
+
+
+def account_summaries(message: balance_pb2.Balance) -> Iterator[str]:
+    """A line for each account whose summary is not the balance's own."""
+    for account in message.venue_accounts:
+        if account.HasField("summary") and not (message.HasField("summary") and message.summary == account.summary):
+            yield f"[dim]summary of {_account_name(account)}[/] {_figures(account.summary)}"
+
+
+def _figures(value: balance_pb2.Summary) -> str:
+    figures = as_dict(value)
     currency = figures.pop("currency", "")
-    named = (f"{name.replace('_', ' ')} {plain(str(value))}" for name, value in figures.items())
+    named = (f"{name.replace('_', ' ')} {plain(str(figure))}" for name, figure in figures.items())
     return f"{plain(currency)}  " + "  ".join(named)
 
 

@@ -6,6 +6,7 @@ number, and a bare JSON number keeps every digit. `where` is the path in the pay
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from exchange_service.errors import VenueMalformed
+from exchange_service.model import WrongType
 
 # No venue states an amount with more digits than this. A longer one is an attack or a bug.
 _MAX_DIGITS = 100
@@ -271,4 +273,8 @@ def _describe(value: Any) -> str:
     if value is None:
         return "missing"
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    if inspect.isawaitable(value):
+        # The plugin's mistake, which must not be told as one of the venue.
+        kind = type(value).__name__[:64]
+        raise WrongType(f"a {kind} was read in place of a venue's answer: write `await` before the call that makes it")
     return kinds.get(type(value), "a number")

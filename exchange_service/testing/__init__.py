@@ -6,9 +6,10 @@ Nothing here imports pytest. The contract suite does, and is in `exchange_servic
 from exchange_service.testing.calls import StoredRow, venue_call
 from exchange_service.testing.recordings import RecordedAnswer, RecordedVenue, Recording, recorded
 from exchange_service.testing.situations import bearer_token, json_object, show_situation
-from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
+from exchange_service.testing.venue import SITUATIONS, TROUBLES, DemoVenue, Fault, LoopbackVenue, RecordedRequest
 
 __all__ = [
+    "SITUATIONS",
     "TROUBLES",
     "DemoVenue",
     "Fault",

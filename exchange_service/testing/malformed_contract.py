@@ -75,6 +75,7 @@ class MalformedContract(CallingContract):
                     if isinstance(result, Balance):
                         self._believed += 1
                         self._assert_nothing_invented(result, good, f"{where} in answer {step + 1}")
+                        self._assert_nothing_lost(result, good, f"{where} in answer {step + 1}")
                         self._believed -= 1
 
     @pytest.mark.asyncio
@@ -99,8 +100,7 @@ class MalformedContract(CallingContract):
             return
         self._believed += 1
         assert not whole, f"{when} became a balance: {result}"
-        mentioned = result.notes or any(account.error for account in result.venue_accounts)
-        assert mentioned, f"neither a note nor an account's error mentions {when}: {result}"
+        assert _says_what_it_lacks(result), f"neither a note nor an account's error mentions {when}: {result}"
         self._assert_nothing_invented(result, good, when)
         self._believed -= 1
 
@@ -109,6 +109,15 @@ class MalformedContract(CallingContract):
         for account in result.venue_accounts:
             invented = account.error is None and account.assets != true.get(account.identity)
             assert not invented, f"{when} changed the rows of {account.identity}: {account.assets}"
+
+    def _assert_nothing_lost(self, result: Balance, good: Balance, when: str) -> None:
+        """An account that is left out in silence makes the sum of the others look like all that there is."""
+        left = {account.identity for account in result.venue_accounts}
+        lost = [account.identity for account in good.venue_accounts if account.identity not in left]
+        assert not lost or _says_what_it_lacks(result), (
+            f"{when}: the balance left {lost[0]} out in silence. Keep an account that cannot be read with its error, "
+            "also if `call.wants` is asked for its type"
+        )
 
     async def _record_answers(self, venue: LoopbackVenue, row: Mapping[str, Any]) -> tuple[Balance, list[bytes]]:
         """A good balance and the bodies of the answers that it was read from, in the order of the requests."""
@@ -119,6 +128,10 @@ class MalformedContract(CallingContract):
         if len(bodies) != len(venue.requests):
             pytest.skip("the plugin uses an HTTP client of its own, whose answers cannot be recorded")
         return balance, bodies
+
+
+def _says_what_it_lacks(balance: Balance) -> bool:
+    return bool(balance.notes) or any(account.error for account in balance.venue_accounts)
 
 
 class _RecordingHttp:

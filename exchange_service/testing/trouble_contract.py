@@ -24,7 +24,7 @@ from exchange_service.testing.calling_contract import GRACE, CallingContract
 from exchange_service.testing.venue import TROUBLES, DemoVenue, Fault
 
 # The errors that each of the TROUBLES may become.
-_ERRORS_OF_TROUBLES: Mapping[str, tuple[type[VenueError], ...]] = {
+ERRORS_OF_TROUBLES: Mapping[str, tuple[type[VenueError], ...]] = {
     "wrong key": (CredentialRejected,),
     "missing right": (PermissionMissing, AddressNotAllowed, AccountUnknown, FeatureNotEnabled),
     "wrong environment": (CredentialRejected, AccountUnknown),
@@ -97,7 +97,7 @@ class TroubleContract(CallingContract):
                 if row is None:
                     continue
                 error = await self._fetch_error(venue, row, trouble)
-                fits = isinstance(error, _ERRORS_OF_TROUBLES[trouble])
+                fits = isinstance(error, ERRORS_OF_TROUBLES[trouble])
                 assert fits, f"the trouble {trouble!r} became {type(error).__name__}"
             await self._fetch_good(venue, good)
 

@@ -259,10 +259,17 @@ class LoopbackVenue:
             return
 
 
-# The situations that the demo shows, each by a user of its own.
+# The situations that the demo shows, each by a user of its own: "moving" (`move` changes the figures), "empty"
+# (nothing is held), "refused" (the venue refuses the key), "limited", "slow", "stale" (an outage after one good
+# balance), "partly" (several accounts, of which at least one fails and at least one is read). `show_situation` plays
+# "limited", "slow" and "stale".
 SITUATIONS = ("moving", "empty", "refused", "limited", "slow", "stale", "partly")
 
-# What goes wrong at venues, for the table in docs/venues.md and for tests of all venues.
+# What goes wrong at venues, and which error the contract suite accepts for each: "wrong key" becomes
+# CredentialRejected; "missing right" PermissionMissing, AddressNotAllowed, AccountUnknown or FeatureNotEnabled; "wrong
+# environment", a key of the sandbox at the live venue, CredentialRejected or AccountUnknown; "unknown account"
+# AccountUnknown; "rate limit" VenueRateLimited; "outage" VenueUnavailable, VenueMaintenance or VenueTimeout.
+# `show_situation` plays the last two.
 TROUBLES = ("wrong key", "missing right", "wrong environment", "unknown account", "rate limit", "outage")
 
 

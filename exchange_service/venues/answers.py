@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from datetime import datetime
 
@@ -77,6 +78,8 @@ def _other_answer(answer: object, right: str, form: str) -> str:
     kind = type(answer).__name__[:64]
     if answer is None:
         return f"it answered with None in place of {right}: end each way through the hook with `return {form}`"
+    if inspect.isawaitable(answer):
+        return f"it answered with a {kind} in place of {right}: write `return await` in place of `return`"
     if isinstance(answer, BaseException):
         return f"it returned the exception {kind}: write `raise` in place of `return`"
     if isinstance(answer, type):

@@ -374,6 +374,19 @@ AT_A_CALL: dict[str, Mistake] = {
         '    return {"ACME": "12.50"}\n',
         "it answered with dict in place of a Balance: write `return Balance(venue_accounts=(...,))`",
     ),
+    "an await is missing before what is read": Mistake(
+        "as_object(read(...))",
+        '    account = VenueAccount(type="cash", assets=parse(response.json()))\n',
+        "    async def answer(): return response.json()\n"
+        '    account = VenueAccount(type="cash", assets=parse(answer()))\n',
+        "a coroutine was read in place of a venue's answer: write `await` before the call that makes it",
+    ),
+    "an await is missing before what is returned": Mistake(
+        "return read_balance(call)",
+        "    return Balance(venue_accounts=(account,))\n",
+        "    async def read_balance(): return Balance(venue_accounts=(account,))\n    return read_balance()\n",
+        "it answered with a coroutine in place of a Balance: write `return await` in place of `return`",
+    ),
     "a set is returned": Mistake(
         "return {account}",
         "    return Balance(venue_accounts=(account,))\n",

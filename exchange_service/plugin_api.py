@@ -9,7 +9,7 @@ A plugin is a module named by an entry point of the group `exchange_service`. It
     async def fetch_balance(call: VenueCall) -> Balance: ...    what one account holds
 
 The other hooks are optional. Hooks take and return plain data, because a plugin may run in a process of its own.
-docs/plugins.md explains every name of this page.
+docs/plugins.md shows how a plugin is written, and docs/plugin-reference.md has every name of this page.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from tests.beginners.mistakes import AT_A_CALL, AT_LOAD, Mistake
 _HEAD = """# Plugin reference
 
 This page is for you if you write a plugin and look for the meaning of one name. It has every name, field, default, unit
-and error of `exchange_service.plugin_api` and of the test kit. [plugins.md](plugins.md) shows how they are used.
-`make docs` writes this page from the source.
+and error of `exchange_service.plugin_api` and of the test kit. [plugins.md](plugins.md) and the
+[how-tos](plugin-howtos.md) show how they are used. `make docs` writes this page from the source.
 
 Contents: {contents}"""
 

@@ -112,7 +112,7 @@ def acme_call(state: State, answer: dict[str, str]) -> Any:
 async def test_the_example_for_plugin_authors_refuses_the_answer_of_another_user_and_one_without_a_name(
     state: State,
 ) -> None:
-    example = _EXAMPLE.search((ROOT / "docs" / "plugins.md").read_text())
+    example = _EXAMPLE.search((ROOT / "docs" / "plugin-howtos.md").read_text())
     assert example is not None
     run: dict[str, Any] = {**vars(plugin_api), "parse": lambda _: plugin_api.VenueAccount(type="cash")}
     exec(example["text"], run)

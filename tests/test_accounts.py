@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from exchange_service_oanda import OANDA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange_service import plugin_api
 from exchange_service.errors import (
     AccountUnknown,
     CredentialRejected,
@@ -437,17 +434,6 @@ def test_an_answer_is_split_into_at_most_200_accounts() -> None:
     assert len(split(*entries[:200])) == 200
     with pytest.raises(VenueMalformed, match="more than 200 accounts"):
         split(*entries)
-
-
-def test_the_example_of_the_page_splits_an_answer() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
-    example = re.search(r"<!-- example: several accounts in one answer -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert example is not None
-    names = vars(plugin_api) | {"parse": lambda entry: account(text(entry, "number", "entry"))}
-    exec(example[1], names)
-    good, odd = names["read_accounts"]({"accounts": [{"number": "7"}, {"number": 7}]})
-    assert good == account("7")
-    assert (odd.type, type(odd.error)) == ("cash", VenueMalformed)
 
 
 def test_no_account_has_no_summary() -> None:

@@ -28,12 +28,18 @@ PLAIN = {"LANG": "C.UTF-8"}
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
 
+def documented_files() -> dict[str, str]:
+    """The files of the two pages for plugin authors, by their names."""
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("plugins.md", "plugin-howtos.md"))
+    return {match["name"]: match["text"] for match in _FILE.finditer(pages)}
+
+
 def write_documented_plugin(folder: Path) -> None:
-    """The files of docs/plugins.md, as a reader would type them."""
-    for match in _FILE.finditer((ROOT / "docs" / "plugins.md").read_text()):
-        path = folder / match["name"]
+    """The files of the two pages, as a reader would type them."""
+    for name, text in documented_files().items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(match["text"])
+        path.write_text(text)
 
 
 def test_the_documented_plugin_passes_the_contract_suite(tmp_path: Path) -> None:
@@ -46,10 +52,10 @@ def test_the_documented_plugin_passes_the_contract_suite(tmp_path: Path) -> None
 
 
 def test_the_pages_on_plugins_name_everything_that_a_plugin_can_import() -> None:
-    pages = [(ROOT / "docs" / name).read_text() for name in ("plugins.md", "plugin-reference.md")]
+    pages = [(ROOT / "docs" / name).read_text() for name in ("plugins.md", "plugin-howtos.md", "plugin-reference.md")]
     code = " ".join(re.findall(r"^### \w+$|```.*?```|`[^`\n]+`", "\n".join(pages), re.DOTALL | re.MULTILINE))
     missing = [name for name in plugin_api.__all__ if not re.search(rf"\b{name}\b", code)]
-    assert missing == [], f"docs/plugins.md and docs/plugin-reference.md do not name {', '.join(missing)}"
+    assert missing == [], f"the pages on plugins do not name {', '.join(missing)}"
 
 
 def test_the_page_on_pushes_names_every_metric_and_log_line_about_them() -> None:
@@ -96,8 +102,7 @@ def test_every_public_name_has_a_docstring(name: str, thing: Any) -> None:
 
 @pytest.mark.parametrize(("name", "most"), [("acme", 36), ("bolt", 50)])
 def test_a_documented_plugin_is_short(name: str, most: int) -> None:
-    files = {match["name"]: match["text"] for match in _FILE.finditer((ROOT / "docs" / "plugins.md").read_text())}
-    code = [line for line in files[f"exchange_service_{name}/__init__.py"].splitlines() if line.strip()]
+    code = [line for line in documented_files()[f"exchange_service_{name}/__init__.py"].splitlines() if line.strip()]
     assert len(code) <= most
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from exchange_service_oanda.simulator import OandaSimulator
 
+from tests.test_docs import write_documented_plugin
+
 # Building and installing takes a while on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 # The two distributions of the service's package.
 SERVICE = (ROOT, ROOT / "packages" / "exchange-service-plugin")
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
-_DOCUMENTED_FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
 
 def run(*command: object, **options: Any) -> str:
@@ -229,10 +230,7 @@ async def test_a_plugin_runs_in_the_other_environment_where_the_service_is_not_i
 
 async def test_the_guides_plugin_can_be_installed_is_listed_and_gives_a_balance(clean: Path, tmp_path: Path) -> None:
     project = tmp_path / "acme"
-    for match in _DOCUMENTED_FILE.finditer((ROOT / "docs" / "plugins.md").read_text()):
-        path = project / match["name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(match["text"])
+    write_documented_plugin(project)
     install(clean, "--no-deps", *build_wheels(tmp_path / "wheels", project).values())
     installed = Installed(clean, tmp_path)
     simulator = load_simulator(project / "exchange_service_acme" / "simulator.py")

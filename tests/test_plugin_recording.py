@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Mapping
 from decimal import Decimal
@@ -38,7 +36,6 @@ from exchange_service.testing import LoopbackVenue, Recording, recorded, venue_c
 from exchange_service.testing.projects import find_project
 from exchange_service.testing.witnesses import payload_witness, read_payload
 from exchange_service.wire.balances import read_fetched
-from tests.test_docs import write_documented_plugin
 from tests.test_plugin_try import SECRETS, encodings, run_try, write_project
 
 SECRET = "s3cr3t/+key==(a+)+$"
@@ -499,46 +496,3 @@ class TestReading:
             for answer in reversed(recording.answers):
                 async with session.post(f"{venue.url}/info", json=answer.body) as got:
                     assert await got.read() == answer.content
-
-
-class TestPage:
-    """docs/plugins.md shows what happens."""
-
-    PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
-
-    def test_the_page_shows_what_the_command_prints_and_its_examples_read_what_was_recorded(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = tmp_path / "exchange-service-acme"
-        write_documented_plugin(folder)
-        monkeypatch.syspath_prepend(str(folder))
-        simulator = importlib.import_module("exchange_service_acme.simulator")
-        plugin = importlib.import_module("exchange_service_acme")
-
-        async def record() -> subprocess.CompletedProcess[str]:
-            async with simulator.AcmeSimulator() as venue:
-                arguments = (str(folder), "--url", venue.url, "--record", str(folder / "payloads" / "first"))
-                return await asyncio.to_thread(run_try, *arguments, stdin='{"api_key": "good-token-0123456789"}')
-
-        done = asyncio.run(record())
-        assert done.returncode == 0, done.stderr
-        shown = re.search(r"--url http://127\.0\.0\.1:9001\n(?P<text>plugin acme.*?)```", self.PAGE, re.DOTALL)
-        recorded_part = re.search(r"\.\.\.\n(?P<text>recorded 1 answer.*?)```", self.PAGE, re.DOTALL)
-        assert shown is not None
-        assert recorded_part is not None
-        assert _shape(done.stdout) == _shape(f"{shown['text']}\n{recorded_part['text']}")
-        monkeypatch.chdir(folder)
-        names = {"ACME": plugin.ACME, "parse": plugin.parse, "fetch_balance": plugin.fetch_balance}
-        for example in ("a recorded answer", "a played recording"):
-            code = re.search(rf"<!-- example: {example} -->\n```python\n(.*?)```", self.PAGE, re.DOTALL)
-            assert code is not None
-            exec(code[1], names)
-        names["test_a_recorded_answer_is_one_account"]()
-        asyncio.run(names["test_a_recording_becomes_a_balance"]())
-
-
-def _shape(text: str) -> list[str]:
-    """The lines without what differs each time: times, ports and folders."""
-    text = re.sub(r"\d+ ms", "0 ms", re.sub(r"127\.0\.0\.1:\d+", "host", text))
-    text = re.sub(r"\S*exchange-service-acme(?=/|\n)", "folder", text)
-    return [line.rstrip() for line in text.splitlines() if line.strip()]

@@ -991,8 +991,8 @@ class TestLines:
         async with opened(timeout=0.3) as (venue, call):
             assert isinstance(await error_of(enter(call.http.lines(venue.url + path, params={"key": SECRET}))), kind)
 
-    async def test_the_example_of_the_page_on_plugins_gives_a_hint_for_each_line_but_heartbeats(self) -> None:
-        page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    async def test_the_example_of_the_how_tos_gives_a_hint_for_each_line_but_heartbeats(self) -> None:
+        page = (Path(__file__).parent.parent / "docs" / "plugin-howtos.md").read_text()
         example = re.search(r"<!-- example: a stream of lines -->\n```python\n(.*?)```", page, re.DOTALL)
         assert example
         names: dict[str, Any] = {}

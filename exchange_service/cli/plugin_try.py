@@ -317,7 +317,7 @@ def _budget_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"[bold]{count} request{plural}[/] in {took:.0f} ms, of which the plugin computed for {busy:.0f} ms"
     for limit in budget["limits"]:
         yield (
-            f"limit by {limit['scope']}: {limit['count']} in {limit['seconds']} s, of which a balance uses "
+            f"limit by {limit['scope']}: {limit['count']} in {limit['seconds']} s; a balance uses "
             f"{limit['cost']}"
         )
     if not budget["limits"]:

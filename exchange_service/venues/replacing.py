@@ -36,7 +36,7 @@ def check_changes(metadata: ExchangeMetadata, plugin: str, changes: Mapping[str,
         if fault:
             raise PluginFailed(
                 f"The plugin {plugin} may not replace this credential of {metadata.name}: {fault}.",
-                advice="Report it to the plugin's author; docs/plugins.md says what replace_credential takes.",
+                advice="Report it to the plugin's author; docs/plugin-howtos.md says what replace_credential takes.",
             )
         checked[str(name)] = Secret(str(value))
     if not checked:

@@ -316,10 +316,7 @@ def _budget_lines(report: Mapping[str, Any]) -> Iterator[str]:
     plural = "" if count == 1 else "s"
     yield f"[bold]{count} request{plural}[/] in {took:.0f} ms, of which the plugin computed for {busy:.0f} ms"
     for limit in budget["limits"]:
-        yield (
-            f"limit by {limit['scope']}: {limit['count']} in {limit['seconds']} s; a balance uses "
-            f"{limit['cost']}"
-        )
+        yield (f"limit by {limit['scope']}: {limit['count']} in {limit['seconds']} s; a balance uses {limit['cost']}")
     if not budget["limits"]:
         yield "the listing names no limits"
     for usage in budget["reported_usage"]:

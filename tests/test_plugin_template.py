@@ -84,9 +84,10 @@ def test_each_flavour_is_green_from_the_first_moment(flavour: str, tmp_path: Pat
     assert not re.search(r"skipped|xfailed", printed)
     assert re.search(r"malformed answers: \d+ tried at 1 exchanges, 0 became a false balance", printed)
     report = judge_project(tmp_path / "acme", tmp_path / "record.json")
-    # What is made up keeps it from platinum: the sources of facts, and, but for one flavour, a push.
-    assert report["tier"] == "gold"
-    assert report["lacking"] == (["sources"] if flavour == "push" else ["push", "sources"])
+    # For gold it lacks what its author alone can say, and for platinum the sources of facts, and a push.
+    assert report["tier"] == "silver"
+    of_gold = ["changelog"] if flavour == "wallet" else ["key_rights", "changelog"]
+    assert report["lacking"] == [*of_gold, *([] if flavour == "push" else ["push"]), "sources"]
     assert report["unproven"] >= 9
 
 

@@ -66,5 +66,5 @@ def test_a_folder_without_one_plugin_is_told_what_is_missing(tmp_path: Path, tex
 
 
 def test_an_unknown_name_is_told_which_there_are() -> None:
-    with pytest.raises(ProjectNotFound, match="hyperliquid, lighter, oanda"):
+    with pytest.raises(ProjectNotFound, match="hyperliquid, krakenfutures, lighter, oanda"):
         find_project("onada")

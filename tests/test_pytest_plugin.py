@@ -51,7 +51,7 @@ def test_a_name_that_no_plugin_has_fails_the_run_with_those_that_there_are(tmp_p
     done = pytest_in(tmp_path, "--exchange-plugin", "onada")
     assert done.returncode != 0
     assert "No installed plugin has the name 'onada'" in done.stdout
-    assert "hyperliquid, lighter, oanda" in done.stdout
+    assert "hyperliquid, krakenfutures, lighter, oanda" in done.stdout
 
 
 FOLDER = """

@@ -490,6 +490,18 @@ class TestShown:
         assert SECRET not in output + table
         assert "(set)" in table
 
+    def test_what_the_operator_keeps_elsewhere_is_not_shown_even_if_the_plugin_forgets_that_it_is_a_secret(
+        self, site: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(site, "acme", 'PluginSetting("client_secret", "It.")')
+        monkeypatch.setenv("ACME_SECRET", SECRET)
+        given = {"acme": {"client_secret": {"env": "ACME_SECRET"}}}
+        monkeypatch.setenv("EXCHANGE_SERVICE_PLUGIN_SETTINGS", json.dumps(given))
+        code, output, _ = invoke("settings", "acme", "-o", "json")
+        (entry,) = json.loads(output)
+        assert (code, entry["set"], entry["value"]) == (0, True, None)
+        assert SECRET not in output + invoke("settings", "acme")[1]
+
     def test_settings_of_a_plugin_that_is_refused_for_them_are_shown_with_the_reason(self, site: Path) -> None:
         add(site, "acme")
         code, output, errors = invoke("settings", "acme")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,7 +107,11 @@ def show_settings(
     if plugin and not found:
         _fail_unknown(registry, plugin)
     loaded = {item.info: item.settings for item in registry.plugins}
-    entries = [_entry(info, item, loaded.get(info)) for info, declared in sorted(found.items()) for item in declared]
+    entries = [
+        _entry(info, item, loaded.get(info), shown=not _comes_from_elsewhere(settings, info, item.name))
+        for info, declared in sorted(found.items())
+        for item in declared
+    ]
     if not entries:
         messages.print("Nothing can be set by plugin_settings: no installed plugin declares a setting.", soft_wrap=True)
     tables.print_list(entries, output, lambda: _table(entries))
@@ -115,17 +120,32 @@ def show_settings(
             messages.print(f"[red]{plain(problem.plugin.name)}:[/] {plain(problem.reason)}", soft_wrap=True)
 
 
-def _entry(info: PluginInfo, setting: PluginSetting, values: Any) -> dict[str, Any]:
-    """`values` are None for a plugin that is not loaded, which therefore has none."""
+def _comes_from_elsewhere(settings: Settings, info: PluginInfo, setting: str) -> bool:
+    """Whether the operator keeps the value in the environment or sealed.
+
+    It is not shown then, whatever the plugin calls it: a later release may forget that it is a secret.
+    """
+    from exchange_service.credentials.sealing import is_sealed
+    from exchange_service.venues.loading import goes_by
+
+    given = [table.get(setting) for plugin, table in settings.plugin_settings.items() if goes_by(info, plugin)]
+    return any(isinstance(value, Mapping) or (isinstance(value, str) and is_sealed(value)) for value in given)
+
+
+def _entry(info: PluginInfo, setting: PluginSetting, values: Any, *, shown: bool) -> dict[str, Any]:
+    """`values` are None for a plugin that is not loaded, which therefore has none.
+
+    If the value is not `shown`, the entry says only whether there is one.
+    """
     value = None if values is None else values.get(setting.name)
-    shown = None if value is None or setting.secret else value
+    told = None if value is None or setting.secret or not shown else value
     return {
         "plugin": info.name,
         "setting": setting.name,
         "type": "secret" if setting.secret else setting.type,
         "required": setting.required,
         "set": value is not None and (setting.default is None or value != setting.default),
-        "value": shown if isinstance(shown, bool | int | None) else str(shown),
+        "value": told if isinstance(told, bool | int | None) else str(told),
         "description": setting.description,
     }
 

@@ -17,8 +17,8 @@ from exchange_service.balances.lineage import Lineage
 from exchange_service.balances.refusals import Doubt, Refusals
 from exchange_service.balances.single_flight import LEAST_TIME, SingleFlight
 from exchange_service.credentials import CredentialReference
-from exchange_service.credentials.references import CachedReferences
-from exchange_service.errors import CredentialMissing, DeadlinePassed, NotSupported, ServiceError
+from exchange_service.credentials.references import CachedReferences, late_store
+from exchange_service.errors import CredentialMissing, DeadlinePassed, NotSupported, ServiceError, VenueTimeout
 from exchange_service.identity import Caller
 from exchange_service.model import PRODUCTION, Account
 from exchange_service.observability.metrics import Metrics
@@ -217,7 +217,13 @@ class Balances:
         """Fetch a balance that is not below the known version. A fetch that was in progress already may bring one: it
         was begun for a caller that did not bring this version."""
         while True:
-            fetched = await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+            try:
+                fetched = await self.fetcher.fetch(target, deadline, Priority(polling=polling))
+            except VenueTimeout:
+                # Another replica, whose fetch this one waited for, may have been waiting for the database as well.
+                if not self.references.is_late():
+                    raise
+                raise late_store() from None
             if fetched.stored.version >= target.known_version:
                 return fetched
             target = replace(target, newer_than=max(target.newer_than, fetched.stored.fetch_time))

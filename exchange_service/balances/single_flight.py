@@ -11,8 +11,9 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from exchange_service.credentials.references import late_store
 from exchange_service.deadlines import ANSWER_MARGIN
-from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, StoreUnavailable, VenueTimeout
+from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, VenueTimeout
 from exchange_service.tasks import without_origin
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
@@ -145,5 +146,5 @@ class SingleFlight(Generic[T]):
 def _late(target: Target) -> ServiceError:
     """Why a caller does not wait any longer: by what the fetch waits for."""
     if target.reports.opening:
-        return StoreUnavailable("The credential database did not answer in the time that the call had.")
+        return late_store()
     return VenueTimeout(f"{target.listing.metadata.name} did not answer in the time that the call had.")

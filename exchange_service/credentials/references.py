@@ -94,6 +94,8 @@ class CachedReferences:
         self._clock = clock
         self._entries: RecentlyUsed[Account, _Entry] = RecentlyUsed(max_accounts)
         self._requests: dict[Account, _Request] = {}
+        # Whether the store failed when it was asked last.
+        self._failed = False
         self._stored: RecentlyUsed[str, _StoredAccounts] = RecentlyUsed(max_accounts)
 
     async def find(
@@ -120,7 +122,7 @@ class CachedReferences:
         known = self._known(account)
         if known is not None and not await has_ended(request.answer, self._patience(request.began, forced=now)):
             return known
-        return await within(request.answer, _late)
+        return await within(request.answer, late_store)
 
     def _known(self, account: Account) -> CredentialReference | None:
         """The reference that still serves while the store is down."""
@@ -140,7 +142,7 @@ class CachedReferences:
         down; StoreUnavailable as `find`."""
         stored = self._stored_accounts(user_id)
         if stored.known is None or self._clock() - stored.known[1] > GRACE:
-            return await within(stored.accounts, _late)
+            return await within(stored.accounts, late_store)
         if not await has_ended(stored.accounts, self._patience(stored.began)):
             return stored.known[0]
         try:
@@ -164,6 +166,13 @@ class CachedReferences:
         """The reference that was looked up last, however long ago; None if there is none, or it was forgotten."""
         entry = self._entries.get(account)
         return entry.reference if entry is not None else None
+
+    def is_late(self) -> bool:
+        """Whether the store owes answers: it failed when it was asked last, or has not answered for half a second."""
+        latest = self._clock() - KNOWN_AFTER
+        return self._failed or any(
+            not request.answer.done() and request.began <= latest for request in self._requests.values()
+        )
 
     def get_local(self, account: Account) -> CredentialReference | None:
         """The reference, if it is cached and not due for a refresh."""
@@ -219,7 +228,9 @@ class CachedReferences:
             if await self._is_still_missing(account, credential_of):
                 return None
             reference = await self._store.find(account, aliases=aliases, credential_of=credential_of)
+            self._failed = False
         except StoreUnavailable:
+            self._failed = True
             entry = self._entries.get(account)
             now = self._clock()
             if entry is None or entry.reference is None or now - entry.confirmed > GRACE:
@@ -259,5 +270,6 @@ class CachedReferences:
             del self._requests[account]
 
 
-def _late() -> StoreUnavailable:
+def late_store() -> StoreUnavailable:
+    """The error of a call whose time is over before the database has answered."""
     return StoreUnavailable("The credential database did not answer in the time that the call had.")

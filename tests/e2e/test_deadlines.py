@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.identity import tokens
+from exchange_service.plugin_api import VenueCall
 from exchange_service.v1 import exchange_service_pb2 as messages
 from exchange_service.v1 import exchange_service_pb2_grpc
 from tests.authenticated_service import EVERYBODY
@@ -157,6 +159,29 @@ class TestTheDatabaseHangs:
         # After a few that waited hardly anybody waits any more.
         assert sum(map(len, others)) > 5 * len(others)
         await _has_recovered(running, unknown)
+
+
+async def test_a_forced_call_without_an_answer_is_told_that_the_database_owes_one(
+    tmp_path: Path, own_postgres_database: str
+) -> None:
+    plugin = ScriptedPlugin()
+    registry, url = registry_of(plugin), own_postgres_database
+    async with serving(tmp_path, registry=registry, database_url=url, service_tokens=True) as running:
+        await running.store()
+        caller = bearer((await service_token(running, EVERYBODY))[0])
+        await running.stub.GetBalance(balance_request(), metadata=caller)
+        # As another replica, which does not tell what its fetch waits for.
+        plugin.answer = _no_answer
+        forced = balance_request(max_age=timedelta(0))
+        with locked(own_postgres_database):
+            failed = await failure(running.stub.GetBalance(forced, metadata=caller, timeout=DEADLINE))
+        assert failed.reason == "STORE_UNAVAILABLE"
+        failed = await failure(running.stub.GetBalance(forced, metadata=caller, timeout=DEADLINE))
+        assert failed.reason == "VENUE_TIMEOUT"
+
+
+async def _no_answer(_: VenueCall) -> Any:
+    await asyncio.Event().wait()
 
 
 async def _call_on(running: Running, metadata: Any, user: str, seconds: float = 6.0) -> list[Failure | None]:

@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
 	two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
@@ -56,9 +56,14 @@ run: $(VENV)/.run  ## Install and serve the demo (REDIS=1: with a Redis-compatib
 replicas: $(VENV)/.dev  ## Serve from two processes that share a Redis and a PostgreSQL
 	@exec $(BIN)/python deploy/replicas.py
 
-test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run every test
+test: $(VENV)/.dev .venv-oldest/.ready  ## Install and run the tests
 	@$(COMPILE)
-	$(PYTEST) -q $(ARGS)
+	$(PYTEST) -q -m "not project" $(ARGS)
+
+# What a user of our distributions or an author of a plugin does from the start, in environments and projects of its own.
+test-projects: $(VENV)/.dev  ## Install our wheels elsewhere, and follow the guide of plugins from nothing
+	@$(COMPILE)
+	$(PYTEST) -q -m project $(ARGS)
 
 # Ten thousand tests with sockets and processes on a busy machine: one may miss a time limit. What fails twice is broken.
 retest: $(VENV)/.dev  ## Run the tests that failed last once more, one after the other

@@ -98,6 +98,7 @@ def test_where_the_fuzzer_cannot_be_installed_the_verb_says_so(tmp_path: Path) -
 CHECKS = [
     "check",
     "test",
+    "test-projects",
     "test-native",
     "ccxt-elsewhere",
     "have-chromium",
@@ -116,15 +117,16 @@ CHECKS = [
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
         ("have-node", 0, [goal for goal in CHECKS if goal != "test-web"]),
         ("have-nginx", 0, CHECKS[:-1]),
-        ("test-browser", 1, CHECKS[:6]),
-        ("ccxt-elsewhere", 1, CHECKS[:4]),
-        ("test-web", 1, CHECKS[:8]),
+        ("test-browser", 1, CHECKS[:7]),
+        ("ccxt-elsewhere", 1, CHECKS[:5]),
+        ("test-web", 1, CHECKS[:9]),
         ("nginx", 1, CHECKS),
         # What fails in the whole run is run once more.
         ("test", 0, [*CHECKS[:2], "retest", *CHECKS[2:]]),
-        ("test-native", 0, [*CHECKS[:3], "retest", *CHECKS[3:]]),
+        ("test-projects", 0, [*CHECKS[:3], "retest", *CHECKS[3:]]),
+        ("test-native", 0, [*CHECKS[:4], "retest", *CHECKS[4:]]),
         ("test retest", 1, [*CHECKS[:2], "retest"]),
-        ("test-native retest", 1, [*CHECKS[:3], "retest"]),
+        ("test-native retest", 1, [*CHECKS[:4], "retest"]),
     ],
 )
 def test_the_checks_go_on_without_such_a_program_and_fail_if_a_test_behind_it_does(

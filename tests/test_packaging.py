@@ -22,7 +22,7 @@ from exchange_service_oanda.simulator import OandaSimulator
 from tests.test_docs import write_documented_plugin
 
 # Building and installing takes a while on a busy machine.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.project, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parent.parent
 # The two distributions of the service's package.

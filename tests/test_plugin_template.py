@@ -21,7 +21,7 @@ from exchange_service.authoring.updating import SOURCE, NotUpdated, Update, upda
 from exchange_service.cli import app
 
 # A project's checks start several interpreters, and a busy machine is slow.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.project, pytest.mark.timeout(300)]
 
 FLAVOURS = ("token", "signed", "oauth", "wallet", "push")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 # The checks start several interpreters, and a busy machine is slow.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.project, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text()

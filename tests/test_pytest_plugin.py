@@ -26,6 +26,7 @@ def pytest_in(folder: Path, *arguments: str, settings: str = "") -> subprocess.C
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
 
 
+@pytest.mark.project
 def test_one_flag_tries_an_installed_plugin(tmp_path: Path) -> None:
     done = pytest_in(tmp_path, "--exchange-plugin", "oanda")
     assert done.returncode == 0, done.stdout[-3000:]

@@ -25,6 +25,7 @@ from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.venues.egress import Egress
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.watching import Pushed
@@ -69,6 +70,7 @@ class Watches:
     room: PushRoom
     metrics: Metrics = field(default_factory=Metrics)
     now: Callable[[], float] = clock.wall
+    egress: Egress = field(default_factory=Egress)
     opened: set[AccountWatch] = field(default_factory=set)
     _tasks: TaskSet = field(default_factory=TaskSet)
     _lines: PushLog = field(default_factory=PushLog)
@@ -134,6 +136,8 @@ class AccountWatch:
         self._told_at = float("-inf")
         self._failures = 0
         self._differences = 0
+        # The address from which the account is followed, as far as the venue counts by it.
+        self._counted_as = ""
         self._task: asyncio.Task[None] | None = None
         # That task, and those before it that have not ended yet.
         self._running: set[asyncio.Task[None]] = set()
@@ -207,6 +211,7 @@ class AccountWatch:
         credential raises."""
         target = await self._watches.balances.target(self._account, self._listing)
         self._use(target.key)
+        self._counted_as = self._watches.egress.of_call(target.reference).counted_as
         cached = self._watches.balances.cached
         with cached.push_changes(target.key) as changed:
             lease = await cached.push_lease(target.key, PUSH_LEASE)
@@ -250,7 +255,9 @@ class AccountWatch:
 
     @property
     def _venue(self) -> str:
-        return f"{self._listing.metadata.venue} {self._account.environment}"
+        """The venue as its limits count: for each of our addresses."""
+        name = f"{self._listing.metadata.venue} {self._account.environment}"
+        return f"{name} from {self._counted_as}" if self._counted_as else name
 
     async def _take_slot(self) -> PushSlot | None:
         return await self._watches.room.take(self._venue, self._listing.metadata.push.accounts)

@@ -285,12 +285,24 @@ def unused_settings(settings: Settings, registry: Registry) -> list[str]:
     for exchange_id in settings.polled_exchanges:
         if exchange_id not in registry.listings:
             sentences.append(f"polled_exchanges names {exchange_id!r}, which no plugin serves now.")
+    sentences += _unused_ways(settings, registry)
     loaded = {plugin.info.name for plugin in registry.plugins}
     for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
         for name in getattr(settings, setting):
             if name not in loaded and any(item.plugin.name == name for item in registry.not_loaded):
                 sentences.append(f"{setting} names {name!r}, which is not loaded.")
     return sentences + [_unused_plugin_settings(name, registry) for name in _unused_names(settings, registry)]
+
+
+def _unused_ways(settings: Settings, registry: Registry) -> Iterator[str]:
+    with suppress(EgressRefused):
+        egress = read_egress(settings.egress, os.environ)
+        for name in egress.unused():
+            yield f"egress has the way {name!r}, which no venue and no pinned account uses."
+        for part, name in named_exchanges(egress):
+            exchange_id = name.partition(".")[0]
+            if exchange_id not in registry.listings and _may_be_unlisted(exchange_id, registry):
+                yield f"egress names {name!r} in {part}, which no plugin serves now.{_not_loaded(registry)}"
 
 
 def _unused_names(settings: Settings, registry: Registry) -> Iterator[str]:

@@ -7,6 +7,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,18 +19,22 @@ from aiohttp.abc import AbstractResolver
 
 from exchange_service.cache.redis_link import RedisLink
 from exchange_service.cache.sealed_redis import SealedRedis
+from exchange_service.cli.doctor_ways import check_ways
+from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueRateLimited, VenueUnavailable
 from exchange_service.model import Account, Environment, RateLimit, Secret
 from exchange_service.plugin_host.protocol import read_ways, write_ways
 from exchange_service.plugin_host.sandbox import ports_by
-from exchange_service.startup_checks import UnsafeSettings, open_egress
+from exchange_service.startup_checks import UnsafeSettings, open_egress, unused_settings
 from exchange_service.testing import LoopbackVenue
 from exchange_service.venue_gate import Gated
 from exchange_service.venue_gate.redis_state import RedisSharedState
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.egress import Egress, EgressRefused, Proxy, Way, read_egress
+from exchange_service.venues.fetching import Target
 from exchange_service.venues.http import VenueHttp
 from exchange_service.venues.http_pool import VenueHttpPool
+from exchange_service.venues.registry import Listing
 from tests.gates import Venue, gated, outcome
 from tests.harness import HASH_KEY, ScriptedPlugin, listing, registry_of, settings_for
 from tests.identities import Authority
@@ -190,9 +195,36 @@ class TestSetting:
             open_egress(settings, registry_of(ScriptedPlugin(listing())))
 
 
+class TestDoctor:
+    async def test_it_says_which_ways_lead_to_a_venue_and_asks_the_venue_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FAR_PASSWORD", "wrong")
+        registry = registry_of(ScriptedPlugin(listing()))
+        async with Seen() as venue, ConnectProxy() as good, SocksProxy(login=("desk", PASSWORD)) as closed:
+            far = {"proxy": good.url, "address": "203.0.113.7"}
+            tor = {"proxy": closed.url, "user": "desk", "password": {"env": "FAR_PASSWORD"}}
+            ways = {"far": far, "tor": tor, "second": {"local_address": "127.0.0.2"}, "spare": {"proxy": good.url}}
+            egress = {"ways": ways, "venues": {"*": ["far", "tor", "second"]}}
+            settings = settings_for(tmp_path, egress=egress, venue_urls={"fakex": venue.url})
+            checks = {check.name: check for check in await check_ways(settings, registry)}
+            port = urlsplit(venue.url).port
+            assert checks["far"].text == f"its proxy connects to Fakex (127.0.0.1:{port}). Venues see 203.0.113.7."
+            assert not checks["tor"].works
+            assert "the proxy tor refuses our user and password." in checks["tor"].text
+            assert checks["second"].text == "begins at 127.0.0.2, an address of this machine."
+            assert venue.requests == []
+        unused = unused_settings(settings, registry)
+        assert unused == ["egress has the way 'spare', which no venue and no pinned account uses."]
+
+
 def named(*names: str, pinned: dict[str, dict[str, str]] | None = None) -> Egress:
     ways = {name: Way(name, counted_as=name) for name in names}
     return Egress({"direct": Way()} | ways, {"fakex": names or ("direct",)}, pinned or {})
+
+
+def fakex() -> Listing:
+    return registry_of(ScriptedPlugin(listing())).listings["fakex"]
 
 
 class TestChoice:
@@ -211,7 +243,14 @@ class TestChoice:
         egress = Egress({name: Way(name) for name in ("direct", "a", "b")}, {"*": ("a", "b")})
         for number in range(20):
             spot, futures = Account(f"user{number}", "spot"), Account(f"user{number}", "futures")
-            assert egress.of_account(futures, spot) == egress.of_account(spot)
+            assert egress.of_account(futures, "Spot") == egress.of_account(spot)
+
+    def test_a_credential_that_is_tried_takes_the_way_of_its_user(self) -> None:
+        egress = named("a", "b")
+        for number in range(20):
+            account, stand_in = Account(f"user{number}", "fakex"), Account("candidate 1", "fakex")
+            target = Target(account, fakex(), CredentialReference(stand_in, stand_in, "1"))
+            assert egress.of_target(target) == egress.of_account(account)
 
     def test_a_process_is_given_the_ways_of_its_exchanges_and_no_others(self) -> None:
         egress = Egress(
@@ -223,10 +262,11 @@ class TestChoice:
         assert [way.name for way in ways] == ["a", "c"]
         there = read_ways(write_ways(ways))
         assert set(there.ways) == {"direct", "a", "c"}
-        reference: Any = None
-        assert there.of_call(reference, "a").counted_as == "a"
+        alice = Account("alice", "fakex")
+        target = Target(alice, fakex(), CredentialReference(alice, alice, "1"), way="a")
+        assert there.of_target(target).counted_as == "a"
         with pytest.raises(VenueUnavailable, match="is not known here"):
-            there.of_call(reference, "b")
+            there.of_target(replace(target, way="b"))
 
     def test_where_all_ways_are_proxies_a_process_reaches_their_ports_alone(self) -> None:
         far = Way("far", Proxy("http", "10.0.0.5", 3128))

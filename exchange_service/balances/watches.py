@@ -211,7 +211,7 @@ class AccountWatch:
         credential raises."""
         target = await self._watches.balances.target(self._account, self._listing)
         self._use(target.key)
-        self._counted_as = self._watches.egress.of_call(target.reference).counted_as
+        self._counted_as = self._watches.egress.of_target(target).counted_as
         cached = self._watches.balances.cached
         with cached.push_changes(target.key) as changed:
             lease = await cached.push_lease(target.key, PUSH_LEASE)

@@ -172,7 +172,7 @@ class PluginClients:
         return await self._replace_credential(account, version, listing, changes)
 
     def _way(self, target: Target) -> Way:
-        return self._settings.egress.of_call(target.reference, target.way)
+        return self._settings.egress.of_target(target)
 
     def _notify(self, name: str) -> None:
         troubles = [supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble]

@@ -279,7 +279,7 @@ class Gated:
         if self._options.accounts_apart:
             name = f"{name} {version}"
         egress = self._options.egress
-        way = egress.of_call(target.reference, target.way)
+        way = egress.of_target(target)
         # What counts by address: of several ways with one address together.
         at_address = f"{name} from {way.counted_as}" if way.counted_as else name
         # An account is known by its user: a user who changes the credential is no other account.

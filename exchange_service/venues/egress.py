@@ -12,13 +12,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from exchange_service.addresses import spell_addresses
-from exchange_service.credentials import CredentialReference
 from exchange_service.errors import VenueUnavailable
 from exchange_service.model import Account, Secret
+
+if TYPE_CHECKING:
+    # It names the way in its turn.
+    from exchange_service.venues.fetching import Target
 
 # The way that needs no entry: as the machine itself connects.
 DIRECT = "direct"
@@ -84,32 +87,35 @@ class Egress:
         names = self.venues.get(exchange_id) or self.venues.get(EVERY_VENUE) or (DIRECT,)
         return tuple(self.ways[name] for name in names)
 
-    def of_account(self, account: Account, stored_as: Account | None = None) -> Way:
-        """The account's way: the one that it is pinned to, else one of its venue's. `stored_as`: the account whose
-        credential it uses, whose way it shares as far as both have it."""
-        stored = stored_as or account
-        pinned = self._pin(account) or self._pin(stored)
+    def of_account(self, account: Account, credential_of: str = "") -> Way:
+        """The account's way: the one that it is pinned to, else one of its venue's. `credential_of` is the exchange
+        whose credential it uses, if that is another one: such accounts share a way, as far as both have it."""
+        stored = credential_of.lower() or account.exchange_id
+        pinned = self._pin(account, account.exchange_id) or self._pin(account, stored)
         if pinned:
             return self.ways[pinned]
         ways = self.of_venue(account.exchange_id)
         if len(ways) == 1:
             return ways[0]
         # The highest of the hashes: a way that is added or taken away moves no account between the others.
-        return max(ways, key=lambda way: _weight(way.name, stored.user_id, stored.exchange_id, account.environment))
+        return max(ways, key=lambda way: _weight(way.name, account.user_id, stored, account.environment))
 
-    def of_call(self, reference: CredentialReference, chosen: str = "") -> Way:
-        """The way of a call; `chosen` is the name of the one that the service has chosen, in a plugin's process."""
-        if not chosen:
-            return self.of_account(reference.account, reference.stored_as)
-        way = self.ways.get(chosen)
+    def of_target(self, target: Target) -> Way:
+        """The way of what a fetch is to read: in a plugin's process, the one that the service has chosen."""
+        if not target.way:
+            # The reference of a credential that is tried has a stand-in for its user.
+            return self.of_account(target.account, target.reference.stored_as.exchange_id)
+        way = self.ways.get(target.way)
         if way is None:
             # Never another one in its place: the venue may know this account by its address.
-            raise VenueUnavailable(f"The way {chosen}, by which this account's venue is reached, is not known here.")
+            raise VenueUnavailable(
+                f"The way {target.way}, by which this account's venue is reached, is not known here."
+            )
         return way
 
-    def _pin(self, account: Account) -> str:
+    def _pin(self, account: Account, exchange_id: str) -> str:
         of_user = self.pinned.get(account.user_id, {})
-        return of_user.get(f"{account.exchange_id}.{account.environment}") or of_user.get(account.exchange_id, "")
+        return of_user.get(f"{exchange_id}.{account.environment}") or of_user.get(exchange_id, "")
 
     def serving(self, exchange_ids: Collection[str]) -> tuple[Way, ...]:
         """All ways that accounts of these exchanges may take, pinned ones included."""
@@ -117,6 +123,12 @@ class Egress:
         names = {way for exchange, way in pins if exchange.partition(".")[0] in exchange_ids}
         names |= {way.name for exchange_id in exchange_ids for way in self.of_venue(exchange_id)}
         return tuple(way for name, way in self.ways.items() if name in names)
+
+    def unused(self) -> list[str]:
+        """The names of ways that no account takes."""
+        used = {name for names in self.venues.values() for name in names}
+        used |= {name for of_user in self.pinned.values() for name in of_user.values()}
+        return [name for name in self.ways if name != DIRECT and name not in used]
 
     def addresses(self, exchange_id: str) -> tuple[str, ...]:
         """The addresses from which a venue may be asked, as far as they are known; pinned accounts' own are left

@@ -380,7 +380,7 @@ class Sessions:
             session.shared = self._key_states.take(name, metadata, environment.name, credential)
             session.shared_by = credential
         self._follow_key(session, target.listing, credential)
-        way = self.egress.of_call(target.reference, target.way)
+        way = self.egress.of_target(target)
         http = partial(self._http.http, metadata, environment, override, way=way)
         return VenueCall(
             exchange=metadata,

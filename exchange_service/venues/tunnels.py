@@ -124,7 +124,7 @@ async def _by_socks(proxy: Proxy, host: str, port: int) -> socket.socket:
     except ImportError:
         raise _ProxyFault("speaks SOCKS, for which exchange-service[socks] has to be installed") from None
     user, password = (proxy.user, proxy.password.reveal()) if proxy.user else (None, None)
-    # The proxy looks the name up, so that it is not asked of this machine's name server.
+    # The proxy looks the name up, and this machine's name server is not asked.
     through = SocksProxy(ProxyType.SOCKS5, proxy.host, proxy.port, user, password, rdns=True)
     try:
         connected: socket.socket = await through.connect(dest_host=host, dest_port=port)

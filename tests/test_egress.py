@@ -268,6 +268,7 @@ class TestChoice:
         with pytest.raises(VenueUnavailable, match="is not known here"):
             there.of_target(replace(target, way="b"))
 
+    @pytest.mark.threat("T97")
     def test_where_all_ways_are_proxies_a_process_reaches_their_ports_alone(self) -> None:
         far = Way("far", Proxy("http", "10.0.0.5", 3128))
         venues = frozenset({53, 443, 8443})
@@ -277,6 +278,17 @@ class TestChoice:
 
 
 class TestConnections:
+    @pytest.mark.threat("T97", attack=True)
+    async def test_a_proxy_answers_in_the_venues_place_unless_all_goes_through_a_tunnel(self) -> None:
+        async with Seen() as venue, ConnectProxy() as proxy:
+            proxy.answer = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"balance": 1}'
+            async with aiohttp.ClientSession() as plain, plain.get(f"{venue.url}/b", proxy=proxy.url) as answer:
+                assert await answer.text() == '{"balance": 1}'
+            error = await refused(through(proxy), venue.url)
+            assert error.message.endswith("the proxy far sent something of its own.")
+            assert venue.sources == []
+
+    @pytest.mark.threat("T97")
     @pytest.mark.parametrize("kind", KINDS)
     async def test_a_proxy_sees_host_and_port_and_nothing_of_a_venue_with_tls(
         self, kind: type[LoopbackProxy], tmp_path: Path
@@ -376,6 +388,7 @@ class TestConnections:
             proxy.answer = answer
             assert says in (await refused(through(proxy))).message
 
+    @pytest.mark.threat("T97")
     @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.8", "localhost", "db.internal", "[::1]"])
     async def test_a_manifest_reaches_nothing_private_through_a_proxy(self, host: str) -> None:
         async with ConnectProxy() as proxy:
@@ -394,6 +407,7 @@ class TestConnections:
         assert venue.sources == ["127.0.0.2"] * 2 + ["127.0.0.3"] * 2
         assert gone.message == "Fakex cannot be reached: the address of the way local is not one of this machine."
 
+    @pytest.mark.threat("T97")
     async def test_a_plugin_chooses_no_proxy(self) -> None:
         async with Seen() as venue, ConnectProxy() as proxy, opened(Way(), venue.url) as http:
             with pytest.raises(PluginFailed, match="chose a proxy"):

@@ -46,6 +46,7 @@ class Oanda(_Sources, OandaSimulator):
     """OANDA, which keeps who asked."""
 
 
+@pytest.mark.threat("T97")
 async def test_all_that_ccxt_sends_from_its_process_goes_through_the_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ address inside our own network, and endless waiting.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -402,8 +403,10 @@ def _sockets_of(way: Way, venue: str, inner: _SocketFactory) -> _SocketFactory:
         opened = inner(where)
         try:
             opened.bind((way.local_address, 0))
-        except OSError:
+        except OSError as error:
             opened.close()
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
             raise VenueUnavailable(
                 f"{venue} cannot be reached: the address of the way {way.name} is not one of this machine.",
                 advice=ADVICE,

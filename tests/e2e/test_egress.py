@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from exchange_service_ccxt_generic.simulator import BinanceSimulator, SimulatedW
 from exchange_service_oanda.simulator import OandaSimulator
 from structlog.testing import capture_logs
 
+from benchmarks import pushing_plugin
+from benchmarks.pushing_plugin import FEW, MOST
+from benchmarks.pushing_venue import PushingVenue
 from exchange_service.errors import AddressNotAllowed, VenueUnavailable
 from exchange_service.testing import Fault
 from exchange_service.v1.balance_pb2 import PollingReason
@@ -132,3 +136,19 @@ async def test_a_refusal_names_the_address_of_the_accounts_own_way(tmp_path: Pat
             with pytest.raises(AddressNotAllowed, match=f"This service calls from {address}."):
                 await running.client.get_balance(user, "fakex")
     assert [call.way for call in plugin.calls] == ["", "203.0.113.2"]
+
+
+async def test_each_address_has_its_own_room_for_pushes(tmp_path: Path) -> None:
+    async with PushingVenue() as venue, AsyncExitStack() as stack:
+        ways = {name: {"local_address": f"127.0.0.{last}"} for name, last in (("a", 2), ("b", 3))}
+        users = [f"user{number}" for number in range(MOST + 2)]
+        # One more than there is room for at the address a, and one at b.
+        pinned = {user: {FEW: "b" if user == users[-1] else "a"} for user in users}
+        options: dict[str, Any] = {"venue_urls": {FEW: venue.url}, "egress": {"ways": ways, "pinned": pinned}}
+        running = await stack.enter_async_context(
+            serving(tmp_path, registry=registry_of(pushing_plugin), heartbeat_interval=0.1, **options)
+        )
+        for user in users:
+            await running.store(FEW, user=user, api_key=f"key-of-{user}")
+            stream = await stack.enter_async_context(streaming(running, FEW, user=user))
+            await until_delivered(stream, "NO_ROOM" if user == users[-2] else PUSHED)

@@ -17,8 +17,8 @@ from benchmarks.pushing_plugin import FEW, MOST
 from benchmarks.pushing_venue import PushingVenue
 from exchange_service.errors import AddressNotAllowed, VenueUnavailable
 from exchange_service.testing import Fault
-from exchange_service.v1.balance_pb2 import PollingReason
-from tests.e2e.test_pushed_ccxt import next_rows, until_delivered
+from tests.e2e.test_pushed_ccxt import next_rows
+from tests.e2e.test_pushes import PUSHED, until_delivered
 from tests.harness import USER, ScriptedPlugin, raising, registry_of, serving, streaming
 from tests.proxies import ConnectProxy, SocksProxy
 
@@ -26,7 +26,6 @@ PASSWORD = "correct-horse-battery-staple"
 LOGIN = ("desk", PASSWORD)
 # From where the proxies connect.
 FAR = "127.0.0.9"
-PUSHED = PollingReason.Name(PollingReason.POLLING_REASON_UNSPECIFIED).removeprefix("POLLING_REASON_")
 
 
 class _Sources:
@@ -138,7 +137,9 @@ async def test_a_refusal_names_the_address_of_the_accounts_own_way(tmp_path: Pat
     assert [call.way for call in plugin.calls] == ["", "203.0.113.2"]
 
 
-async def test_each_address_has_its_own_room_for_pushes(tmp_path: Path) -> None:
+async def test_each_address_has_its_own_room_for_pushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A silent push makes room for another.
+    monkeypatch.setattr(pushing_plugin.Language, "silence", 60.0)
     async with PushingVenue() as venue, AsyncExitStack() as stack:
         ways = {name: {"local_address": f"127.0.0.{last}"} for name, last in (("a", 2), ("b", 3))}
         users = [f"user{number}" for number in range(MOST + 2)]

@@ -23,7 +23,7 @@ def check_job(job: str) -> str:
 def alert_rules(job: str = JOB, runbook: str = RUNBOOK) -> str:
     """The rules as a YAML file for the replicas that Prometheus scrapes as `job`. Each alert's annotation `runbook` is
     the page `runbook`, a path or a URL, with the alert's heading. Raises ValueError for a wrong `job` or `runbook`."""
-    if any(sign in runbook for sign in "\"\\\n#{"):
+    if any(sign in runbook for sign in '"\\\n#{'):
         raise ValueError(f"{runbook!r} cannot be the address of the runbook: leave quotes, braces and # out.")
     text = (files(__package__) / "alerts.yaml").read_text()
     text = text.replace(f'job="{JOB}"', f'job="{check_job(job)}"').replace(f"the job {JOB}", f"the job {job}")

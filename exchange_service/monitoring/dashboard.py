@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from exchange_service.monitoring.alerts import JOB, check_job
 _WIDTH, _HEIGHT = 8, 8
 # What selects the replicas in each query: both are variables at the top of the dashboard.
 _WHERE = '{job="$job", instance=~"$instance"'
+# Labels that follow `@` in a query.
+_LABELS = re.compile(r'\w+!?="[^"]*"(, \w+!?="[^"]*")*')
 # Version of Grafana's form of a dashboard, which Grafana 10 and later read and bring up to date by themselves.
 _SCHEMA = 39
 
@@ -25,8 +28,6 @@ class Panel:
     text: str
     unit: str
     queries: Sequence[tuple[str, str]]
-    # "timeseries", or "stat" for one figure.
-    kind: str = "timeseries"
 
 
 def _quantile(share: float, metric: str, by: str = "", selector: str = "@") -> str:
@@ -75,7 +76,9 @@ _ROWS: Sequence[tuple[str, Sequence[Panel]]] = (
                 "Open now",
                 "Calls (streams included), streams, followed accounts, and fetches from venues.",
                 "short",
-                tuple((f"sum(exchange_service_{word}_open@)", word) for word in ("calls", "streams", "feeds", "fetches")),
+                tuple(
+                    (f"sum(exchange_service_{word}_open@)", word) for word in ("calls", "streams", "feeds", "fetches")
+                ),
             ),
             Panel(
                 "Stream messages and the age of their balances",
@@ -256,12 +259,24 @@ def _variables(job: str) -> list[dict[str, Any]]:
     return [
         {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
         {
-            **{"name": "job", "label": "Job", "type": "query", "datasource": source, "query": jobs, "refresh": 2},
+            "name": "job",
+            "label": "Job",
+            "type": "query",
+            "datasource": source,
+            "query": jobs,
+            "refresh": 2,
             "current": {"text": job, "value": job},
         },
         {
-            **{"name": "instance", "label": "Replica", "type": "query", "datasource": source, "query": instances},
-            **{"refresh": 2, "includeAll": True, "multi": True, "current": {"text": "All", "value": "$__all"}},
+            "name": "instance",
+            "label": "Replica",
+            "type": "query",
+            "datasource": source,
+            "query": instances,
+            "refresh": 2,
+            "includeAll": True,
+            "multi": True,
+            "current": {"text": "All", "value": "$__all"},
         },
     ]
 
@@ -285,7 +300,7 @@ def _panel(panel: Panel, number: int, grid: dict[str, int]) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "id": number,
-        "type": panel.kind,
+        "type": "timeseries",
         "title": panel.title,
         "description": panel.text,
         "datasource": source,
@@ -300,18 +315,16 @@ def _panel(panel: Panel, number: int, grid: dict[str, int]) -> dict[str, Any]:
 
 
 def _selected(query: str) -> str:
-    """The query with its selectors: `@` becomes the labels of the dashboard's variables, before those that follow it."""
+    """The query with its selectors: `@` becomes the labels of the variables, before those that follow it."""
     parts = query.split("@")
     text = parts[0]
     for part in parts[1:]:
         labels = _labels_of(part)
-        text += f"{_WHERE}, {labels}}}{part[len(labels):]}" if labels else f"{_WHERE}}}{part}"
+        text += f"{_WHERE}, {labels}}}{part[len(labels) :]}" if labels else f"{_WHERE}}}{part}"
     return text
 
 
 def _labels_of(part: str) -> str:
     """The labels at the beginning, such as `method="GetBalance", code="OK"`; empty if there are none."""
-    import re
-
-    match = re.match(r'\w+!?="[^"]*"(, \w+!?="[^"]*")*', part)
+    match = _LABELS.match(part)
     return match[0] if match else ""

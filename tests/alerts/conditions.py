@@ -55,7 +55,7 @@ Made = AbstractAsyncContextManager[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Condition:
+class Trouble:
     """A trouble. `alerts` fire in it, those of `also` may, and no other does. `make` opens it, and gives the addresses
     of the metrics that Prometheus shall scrape."""
 
@@ -114,7 +114,7 @@ def venue(answer: Any, *limits: RateLimit, **settings: Any) -> Callable[[Path], 
 
 
 def mostly(error: ServiceError) -> Callable[[Any], Awaitable[Any]]:
-    """A venue that fails but for one request in four, so that it is not taken for down."""
+    """A venue that fails but for one request in four, and so is not taken for down."""
     numbers = itertools.count()
 
     async def answer(_: Any) -> Any:
@@ -450,49 +450,49 @@ def open_files(address: str) -> int:
 DOWN = VenueUnavailable("The venue is down.")
 TOO_MANY = VenueRateLimited("Too many requests.", retry_after=0.01)
 CONDITIONS = (
-    Condition("ended", {"ExchangeServiceDown"}, nobody),
-    Condition("unknown", {"ExchangeServiceMissing"}, unknown),
-    Condition("wrong-keyset", {"ExchangeServiceNotServing"}, wrong_keyset),
-    Condition("no-database", {"ExchangeServiceStoreAway"}, no_database),
-    Condition("no-redis", {"ExchangeServiceRedisAway"}, no_redis),
-    Condition("no-memory", {"ExchangeServiceMemoryLow", "ExchangeServiceOverloaded"}, no_memory),
-    Condition("bug", {"ExchangeServiceFails"}, bug),
-    Condition("impatient-callers", {"ExchangeServiceTooSlow"}, impatient_callers),
-    Condition("blocked-loop", {"ExchangeServiceLoopStalls"}, blocked_loop),
-    Condition("few-files", {"ExchangeServiceFilesLow"}, few_files),
-    Condition("certificate-10", {"ExchangeServiceCertificateEnds"}, ending_certificate(10)),
-    Condition(
+    Trouble("ended", {"ExchangeServiceDown"}, nobody),
+    Trouble("unknown", {"ExchangeServiceMissing"}, unknown),
+    Trouble("wrong-keyset", {"ExchangeServiceNotServing"}, wrong_keyset),
+    Trouble("no-database", {"ExchangeServiceStoreAway"}, no_database),
+    Trouble("no-redis", {"ExchangeServiceRedisAway"}, no_redis),
+    Trouble("no-memory", {"ExchangeServiceMemoryLow", "ExchangeServiceOverloaded"}, no_memory),
+    Trouble("bug", {"ExchangeServiceFails"}, bug),
+    Trouble("impatient-callers", {"ExchangeServiceTooSlow"}, impatient_callers),
+    Trouble("blocked-loop", {"ExchangeServiceLoopStalls"}, blocked_loop),
+    Trouble("few-files", {"ExchangeServiceFilesLow"}, few_files),
+    Trouble("certificate-10", {"ExchangeServiceCertificateEnds"}, ending_certificate(10)),
+    Trouble(
         "certificate-2",
         {"ExchangeServiceCertificateEnds", "ExchangeServiceCertificateEndsSoon"},
         ending_certificate(2),
     ),
-    Condition("unknown-callers", {"ExchangeServiceCallersUnknown"}, unknown_callers),
-    Condition("damaged-row", {"ExchangeServiceCredentialsUnreadable"}, damaged_row),
-    Condition(
+    Trouble("unknown-callers", {"ExchangeServiceCallersUnknown"}, unknown_callers),
+    Trouble("damaged-row", {"ExchangeServiceCredentialsUnreadable"}, damaged_row),
+    Trouble(
         "venue-away",
         {"ExchangeServiceVenueAway"},
         venue(raising(DOWN)),
         {"ExchangeServiceVenueFails"},
     ),
-    Condition("venue-fails", {"ExchangeServiceVenueFails"}, venue(mostly(DOWN))),
-    Condition(
+    Trouble("venue-fails", {"ExchangeServiceVenueFails"}, venue(mostly(DOWN))),
+    Trouble(
         "malformed",
         {"ExchangeServiceVenueMalformed"},
         venue(mostly(VenueMalformed("The answer has no balance."))),
     ),
-    Condition("limited", {"ExchangeServiceVenueLimitsUs"}, venue(raising(TOO_MANY)), {"ExchangeServiceVenueAway"}),
-    Condition("budget", {"ExchangeServiceVenueBudgetSpent"}, venue(returning(GOOD), RateLimit("address", 8, 4, 1))),
-    Condition("slow-venue", {"ExchangeServiceVenueSlow"}, slow_venue),
-    Condition("clock", {"ExchangeServiceClockSkew"}, venue(raising(ClockSkew("Timestamp is ahead.")))),
-    Condition(
+    Trouble("limited", {"ExchangeServiceVenueLimitsUs"}, venue(raising(TOO_MANY)), {"ExchangeServiceVenueAway"}),
+    Trouble("budget", {"ExchangeServiceVenueBudgetSpent"}, venue(returning(GOOD), RateLimit("address", 8, 4, 1))),
+    Trouble("slow-venue", {"ExchangeServiceVenueSlow"}, slow_venue),
+    Trouble("clock", {"ExchangeServiceClockSkew"}, venue(raising(ClockSkew("Timestamp is ahead.")))),
+    Trouble(
         "last-good",
         {"ExchangeServiceLastGood"},
         last_good,
         {"ExchangeServiceVenueAway", "ExchangeServiceVenueFails"},
     ),
-    Condition("old-streams", {"ExchangeServiceStreamsOld"}, old_streams),
-    Condition("missed-pushes", {"ExchangeServicePushesMissed"}, missed_pushes),
-    Condition("broken-pushes", {"ExchangeServicePushesBreak"}, broken_pushes),
-    Condition("failing-plugin", {"ExchangeServicePluginFails"}, venue(raising(RuntimeError("a bug of a plugin")))),
-    Condition("restarting-plugin", {"ExchangeServicePluginRestarts"}, restarting_plugin),
+    Trouble("old-streams", {"ExchangeServiceStreamsOld"}, old_streams),
+    Trouble("missed-pushes", {"ExchangeServicePushesMissed"}, missed_pushes),
+    Trouble("broken-pushes", {"ExchangeServicePushesBreak"}, broken_pushes),
+    Trouble("failing-plugin", {"ExchangeServicePluginFails"}, venue(raising(RuntimeError("a bug of a plugin")))),
+    Trouble("restarting-plugin", {"ExchangeServicePluginRestarts"}, restarting_plugin),
 )

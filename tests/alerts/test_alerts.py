@@ -20,7 +20,7 @@ import yaml
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.monitoring.alerts import alert_rules
-from tests.alerts.conditions import CONDITIONS, Condition, beside, until_scraped
+from tests.alerts.conditions import CONDITIONS, Trouble, beside, until_scraped
 from tests.alerts.prometheus import SCALE, Prometheus, free_port, program, running_prometheus
 from tests.alerts.timelines import TIMELINES
 from tests.test_runtime import started
@@ -91,11 +91,11 @@ async def test_each_alert_fires_in_its_condition_and_no_other_does(tmp_path: Pat
     assert {name: alerts for name, alerts in others.items() if alerts} == {}
 
 
-def missing(prometheus: Prometheus, condition: Condition) -> set[str]:
+def missing(prometheus: Prometheus, condition: Trouble) -> set[str]:
     return condition.alerts - prometheus.fired.get(condition.name, set())
 
 
-def too_many(prometheus: Prometheus, condition: Condition) -> set[str]:
+def too_many(prometheus: Prometheus, condition: Trouble) -> set[str]:
     return prometheus.fired.get(condition.name, set()) - condition.alerts - condition.also
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,10 +18,10 @@ from exchange_service.credentials.key_check import check_keys
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.errors import CredentialInvalid, ExchangeRetired, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
-from exchange_service.model import Account
+from exchange_service.model import PRODUCTION, Account
 from exchange_service.open_files import limit, most_connections, raise_limit
 from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
 from exchange_service.plugin_host import sandbox
@@ -298,7 +299,8 @@ async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> l
         subject = f"credential {stored.user_id} {stored.exchange_id} {stored.environment}"
         text = await _credential_problem(store, registry, stored)
         if text:
-            findings.append(Finding(Severity.ERROR, subject, text))
+            retired = stored.exchange_id.strip().lower() in registry.retired
+            findings.append(Finding(Severity.WARNING if retired else Severity.ERROR, subject, text))
     if not findings:
         findings.append(Finding(Severity.WELL, "credentials", f"{len(accounts)} stored, each with its fields."))
     return findings
@@ -311,7 +313,16 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
         if reference is None:
             return "the row is not found by its own user, exchange and environment; check its environment."
         return missing_text(missing_fields(listing.metadata, await store.open(reference)))
+    except ExchangeRetired as retired:
+        return f"{retired.message} Remove it: {_removal(stored)}."
     except CredentialInvalid as invalid:
         return invalid.text
     except ServiceError as error:
         return error.text
+
+
+def _removal(stored: Account) -> str:
+    """The command that removes a stored credential."""
+    words = ("credentials", "remove", "-u", stored.user_id, "-e", stored.exchange_id)
+    environment = () if stored.environment == PRODUCTION else ("--environment", stored.environment)
+    return f"`exchange-service {shlex.join((*words, *environment))}`"

@@ -37,7 +37,7 @@ _EnvironmentOption = Annotated[str, typer.Option(help="production, sandbox, or t
 
 
 @app.command()
-@with_settings("database_url", "exchange_plugins", "keyset_file")
+@with_settings("database_url", "exchange_plugins", "keyset_file", "keyset_key", "keyset_login")
 def add(
     settings: Settings,
     user: _UserOption,

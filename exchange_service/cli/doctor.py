@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from exchange_service.cache import open_cache
 from exchange_service.cli.outcome import missing_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.configured_keyset import configured_keyset_text, configured_wrapping
 from exchange_service.credentials.key_check import check_keys
+from exchange_service.credentials.keysets import KeysetInvalid
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.credentials.vault import TokenState
+from exchange_service.credentials.wrapped_keysets import key_version
 from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.errors import CredentialInvalid, ExchangeRetired, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
@@ -74,6 +79,7 @@ async def examine(settings: Settings) -> list[Finding]:
         findings += await (_check_without_database(store, file) if file else _check_database(store))
         if not file and findings[-1].severity is not Severity.ERROR:
             findings += await _check_keys(store)
+            findings += await asyncio.to_thread(_check_manager, settings)
             findings += await _check_credentials(store, registry)
             findings += await _check_tokens(settings)
     finally:
@@ -261,6 +267,27 @@ async def _check_keys(store: SqlCredentialStore) -> list[Finding]:
         text = f"credentials in plain text{refused}: {counts.plain_rows}; `exchange-service credentials seal --all`."
         findings.append(Finding(severity, "keys", text))
     return findings
+
+
+def _check_manager(settings: Settings) -> list[Finding]:
+    """What the manager of a wrapped keyset says: whether the keyset is wrapped with the newest version of its key, and
+    how long our token is valid. That it opens the keyset was seen before."""
+    key, subject = configured_wrapping(settings), "keyset_key"
+    if key is None:
+        return []
+    findings = []
+    try:
+        used, newest = key_version(configured_keyset_text(settings) or ""), key.newest_version()
+        if newest is not None and used != f"v{newest}":
+            text = f"the keyset is wrapped with {used} of {key.name}, and v{newest} is there: `keys rewrap`."
+            findings.append(Finding(Severity.WARNING, subject, text))
+        token = key.look_up_token() if key.access.renews_token else TokenState(None)
+        if token.seconds is not None and not token.renewable:
+            text = f"VAULT_TOKEN ends in {token.seconds:.0f} s and cannot be renewed: rotation fails from then on."
+            findings.append(Finding(Severity.WARNING, subject, text))
+    except KeysetInvalid as invalid:
+        return [Finding(Severity.ERROR, subject, str(invalid))]
+    return findings or [Finding(Severity.WELL, subject, f"{key.name} opens the keyset.")]
 
 
 async def _check_tokens(settings: Settings) -> list[Finding]:

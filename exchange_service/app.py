@@ -34,6 +34,7 @@ from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.configured_keyset import configured_wrapping, keep_token, wait_for_keyset
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
@@ -208,7 +209,8 @@ def open_balances(
 async def start_service(
     settings: Settings, *, registry: Registry | None = None, accounts_apart: bool = False
 ) -> Service:
-    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator.
+    """Join all parts and listen. Raises UnsafeSettings, BindError, or KeysetInvalid for a wrapped keyset that does not
+    open, each with a sentence for the operator.
 
     `accounts_apart` is for a demo, see GateOptions.
     """
@@ -217,6 +219,8 @@ async def start_service(
         log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
+    # Before the plugins: a sealed setting of theirs needs the keys.
+    await wait_for_keyset(settings)
     stack = AsyncExitStack()
     try:
         return await _join(settings, registry or open_registry(settings), stack, accounts_apart)
@@ -393,6 +397,8 @@ def _background(
     yield _refresh_manifests(registry, venues), "newer manifests"
     yield give_back_spare_memory(), "spare memory"
     yield collect_while_quick(), "collection of circles"
+    if (key := configured_wrapping(settings)) is not None and key.access.renews_token:
+        yield keep_token(key), "token of the manager of keys"
     if (files := certificate_files(settings)) is not None:
         yield watch_ends(files, metrics.certificates), "ends of certificates"
 

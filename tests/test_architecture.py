@@ -83,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
         "printable",
         "v1",
     },
-    "credentials": {"deadlines", "errors", "model", "recently_used", "settings", "tasks"},
+    "credentials": {"addresses", "deadlines", "errors", "model", "recently_used", "settings", "tasks"},
     "deadlines": set(),
     "environment": set(),
     "errors": set(),
@@ -133,6 +133,8 @@ HOMES = {
     # An issuer's keys are no venue's answer, and need none of what guards those.
     "aiohttp": {"identity", "venues", "testing"},
     "ccxt": set(),
+    "hvac": {"credentials"},
+    "requests": {"credentials"},
     "typer": {"cli"},
     "jwt": {"identity"},
     "prometheus_client": {"observability"},

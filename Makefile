@@ -10,11 +10,11 @@ PIP_INSTALL = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --di
 COMPILE = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q exchange_service plugins/*/exchange_service_*
 # Each worker reads every test, and pytest keeps the compiled form of its assertions: the half of a worker's start.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
-# The service and exchange-service-plugin are one source tree in two distributions.
-PACKAGES := packages/exchange-service-plugin .
+# One source tree in three distributions.
+PACKAGES := clients/python packages/exchange-service-plugin .
 PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
-PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
+PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml packages/*/pyproject.toml plugins/*/pyproject.toml)
 
 .PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web have-prometheus test-alerts \
 	two-users ccxt-elsewhere check bench soak chaos \

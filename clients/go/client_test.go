@@ -317,6 +317,15 @@ func TestAStreamThatCannotBeginFails(test *testing.T) {
 	}
 }
 
+func TestAStreamEndsWithItsContext(test *testing.T) {
+	passed := refusal(codes.DeadlineExceeded, "DEADLINE_PASSED", 0)
+	client := dial(test, Options{}, newPeer(test, sending(passed, balanceOf("oanda", 1))).address)
+	kinds, err := collect(test, client, &exchangev1.StreamBalancesRequest{}, 2)
+	if len(kinds) != 1 || !errors.Is(err, context.DeadlineExceeded) {
+		test.Errorf("it yields %q and ends with %v", kinds, err)
+	}
+}
+
 func fixed(token string) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) { return token, nil }
 }

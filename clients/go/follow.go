@@ -71,6 +71,10 @@ func (client *Client) Follow(
 			case ctx.Err() != nil:
 				yield(Event{}, ctx.Err())
 				return
+			case status.Code(err) == codes.DeadlineExceeded:
+				// The service knows the context's deadline too, and may end the stream a moment before it.
+				yield(Event{}, context.DeadlineExceeded)
+				return
 			case !client.resumes(err, received, position.began):
 				yield(Event{}, client.explain(err))
 				return
@@ -146,9 +150,8 @@ func (client *Client) resumes(err error, received, began bool) bool {
 		return client.renews && received
 	case "":
 		// An address that was never right does not become so by waiting. UNAUTHENTICATED without a reason is from
-		// TokenFunc, and a deadline from the caller.
-		code := status.Code(err)
-		return client.reached.Load() && code != codes.Unauthenticated && code != codes.DeadlineExceeded
+		// TokenFunc.
+		return client.reached.Load() && status.Code(err) != codes.Unauthenticated
 	default:
 		return false
 	}

@@ -57,7 +57,7 @@ from exchange_service.identity.methods import account_attempts, open_authenticat
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
-from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
+from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
@@ -297,7 +297,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
-    status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
+    status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances

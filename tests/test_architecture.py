@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "identity": {"cache", "credentials", "deadlines", "errors", "recently_used", "settings", "tasks"},
     "memory_limit": set(),
     "model": {"amounts", "errors"},
-    "observability": {"addresses", "errors", "printable"},
+    "observability": {"__init__", "addresses", "errors", "printable"},
     "operator": {"v1"},
     "plugin_api": {"amounts", "errors", "model", "plugin_kit", "tasks"},
     "plugin_host": {

@@ -17,7 +17,7 @@ EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
 
 .PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
-	two-users ccxt-elsewhere check bench soak chaos \
+	typescript test-typescript two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -134,6 +134,20 @@ test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-a
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
 
+TYPESCRIPT := clients/typescript
+
+$(TYPESCRIPT)/node_modules/.ready: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/.npmrc | have-node
+	@cd $(TYPESCRIPT) && npm ci --include=dev --silent
+	@touch $@
+
+# What else runs its examples needs them built: node clients/typescript/build/examples/steady.js SECONDS HOST:PORT...
+typescript: $(VENV)/.dev $(TYPESCRIPT)/node_modules/.ready | have-node  ## Build the TypeScript client and its examples
+	@cd $(TYPESCRIPT) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build \
+		&& npm run --silent examples
+
+test-typescript: typescript  ## Test the TypeScript client in Node.js, which is installed if there is none
+	$(BIN)/python -m pytest -q -n0 tests/typescript
+
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -206,3 +220,4 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 clean:  ## Remove everything that was installed or built here
 	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build
+	rm -rf $(addprefix $(TYPESCRIPT)/,node_modules src/gen dist build LICENSE)

@@ -19,7 +19,7 @@ from exchange_service.identity import Scope
 from exchange_service.plugin_api import Balance, VenueCall
 from exchange_service.v1.error_reason_pb2 import ErrorReason
 from tests.authenticated_service import authenticated_service, tls_settings
-from tests.harness import PATIENCE, USER, Gate, ScriptedPlugin, holding, registry_of, serving, settings_for
+from tests.harness import PATIENCE, USER, Gate, ScriptedPlugin, eventually, holding, registry_of, serving, settings_for
 from tests.identities import Authority, service_token, web_token
 from tests.typescript.program import Program, program
 
@@ -152,13 +152,31 @@ async def test_a_deadline_covers_all_attempts_and_a_signal_ends_them(tmp_path: P
         gate.opened.set()
 
 
+async def test_leaving_a_stream_ends_it_at_the_service(tmp_path: Path, node: Program) -> None:
+    async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
+        await running.store()
+        await node.create(running.service.address)
+
+        async def nothing_is_open() -> bool:
+            return running.service.streams.counts()[1] == 0
+
+        await node.act("follow", request={"userId": USER}, breakAfter=1)
+        await node.event("over")
+        await eventually(nothing_is_open, "the end of the stream")
+        await node.act("follow", request={"userId": USER})
+        await node.event("balance")
+        assert running.service.streams.counts()[1] == 1
+        await node.act("leave")
+        assert (await node.event("failed"))["error"]["message"] == "left by the test"
+        await eventually(nothing_is_open, "the end of the stream")
+
+
 async def test_hundreds_of_streams_are_open_at_the_same_time(tmp_path: Path, node: Program) -> None:
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), connection_streams=100) as running:
         await running.store()
         await node.create(running.service.address)
         for number in range(130):
             await node.act("follow", stream=str(number), request={"userId": USER})
-        await asyncio.gather(*(asyncio.sleep(0) for _ in range(1)))
         streams = {(await node.event("balance"))["stream"] for _ in range(130)}
         assert len(streams) == 130
 

@@ -1,6 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 
-import { deadlinePassed, readError, ServiceError, ServiceUnreachable } from "./errors.js";
+import { deadlinePassed, isOfReplica, readError, ServiceError } from "./errors.js";
 import type { Connection, Replica, Replicas } from "./replicas.js";
 import { RetryBudget } from "./retries.js";
 import { orAborted, sleep } from "./waiting.js";
@@ -24,6 +24,9 @@ export interface WireOptions {
   timeoutMs: number | undefined;
 }
 
+// A longer one of Node.js fires at once.
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 /** One call or stream: the replicas that failed it, and its end by its signal, its deadline or the client's close. */
 export class Scope {
   readonly #ended = new AbortController();
@@ -37,10 +40,9 @@ export class Scope {
   constructor(options: CallOptions, timeoutMs: number, addresses: string, scopes: Set<Scope>) {
     const { signal, headers = {} } = options;
     this.headers = headers;
-    this.#deadline = performance.now() + timeoutMs;
-    const timer = Number.isFinite(timeoutMs)
-      ? setTimeout(() => this.end(deadlinePassed(addresses)), timeoutMs)
-      : undefined;
+    this.#deadline = performance.now() + (timeoutMs <= LONGEST_TIMER_MS ? timeoutMs : Infinity);
+    const timer =
+      timeoutMs <= LONGEST_TIMER_MS ? setTimeout(() => this.end(deadlinePassed(addresses)), timeoutMs) : undefined;
     const onAbort = () => this.end(signal?.reason);
     signal?.addEventListener("abort", onAbort);
     scopes.add(this);
@@ -154,7 +156,7 @@ export class Caller {
 
   #pauseAfter(error: unknown, attempts: number, scope: Scope): number | undefined {
     const isOver = scope.signal.aborted || !(error instanceof ServiceError);
-    return isOver ? undefined : this.#budget.pauseAfter(error, attempts, scope.leftMs);
+    return isOver ? undefined : this.#budget.pauseAfter(error, attempts, scope.leftMs, this.#replicas.areSeveral);
   }
 
   /** The next attempt. Rejects with ServiceUnreachable, the signal's reason, or the error of the token function. */
@@ -210,9 +212,9 @@ export class Attempt {
   failed(error: unknown): ServiceError {
     this.#scope.signal.throwIfAborted();
     const failure = readError(error, this.#replica.address);
-    const unreachable = failure instanceof ServiceUnreachable;
-    this.#caller.reached ||= !unreachable && failure.reason !== "DEADLINE_PASSED";
-    if (unreachable || failure.reason === "SHUTTING_DOWN") {
+    // The client may say itself that the deadline has passed.
+    this.#caller.reached ||= failure.reason !== "UNREACHABLE" && failure.reason !== "DEADLINE_PASSED";
+    if (isOfReplica(failure)) {
       this.#scope.failed.add(this.#replica);
       this.#replica.avoid();
     }

@@ -64,6 +64,7 @@ export class Client {
   readonly #caller: Caller;
   readonly #timeoutMs: number;
 
+  /** @internal Use `createClient`. */
   constructor(caller: Caller, timeoutMs: number) {
     this.#caller = caller;
     this.#timeoutMs = timeoutMs;

@@ -72,6 +72,11 @@ export class ServiceUnreachable extends ServiceError {
   }
 }
 
+/** Whether another replica may answer what this one has not: it is gone, or leaves. */
+export function isOfReplica(error: ServiceError): boolean {
+  return error instanceof ServiceUnreachable || error.reason === "SHUTTING_DOWN";
+}
+
 // A proxy's answers, such as 401, 403 and 404.
 const REFUSALS = new Set([
   Code.Unauthenticated,

@@ -92,9 +92,14 @@ export class Replica {
   /** Connects, unless it is connected. Rejects with the cause. */
   async connect(): Promise<this> {
     const { sessions } = this.connection();
+    const wasConnected = this.isConnected;
     if ((await sessions.connect()) === "error") {
       this.#failedAt = performance.now();
       throw sessions.error() ?? new Error("the connection was closed");
+    }
+    if (!wasConnected) {
+      // It has been started again: one that leaves takes no new connection.
+      this.#avoidUntil = -Infinity;
     }
     return this;
   }
@@ -124,6 +129,11 @@ export class Replicas {
     this.#next = Math.floor(Math.random() * this.#all.length);
   }
 
+  /** Whether another replica may answer what one has not. */
+  get areSeveral(): boolean {
+    return this.#all.length > 1;
+  }
+
   /** The addresses, for a message. */
   get text(): string {
     return this.#all.map(({ address }) => address).join(", ");
@@ -134,18 +144,15 @@ export class Replicas {
    * connection to any of them, and with the signal's reason.
    */
   async pick(failed: ReadonlySet<Replica>, signal: AbortSignal): Promise<Replica> {
-    const order = this.#inTurn();
-    const hopeful = order.filter((replica) => !failed.has(replica) && !replica.isAvoided);
+    const rank = (replica: Replica) => (failed.has(replica) ? 2 : replica.isAvoided ? 1 : 0);
+    const order = this.#inTurn().sort((one, other) => rank(one) - rank(other));
     order.forEach((replica) => replica.connectSoon());
-    const ready = hopeful.find(({ isConnected }) => isConnected);
-    if (ready !== undefined) {
-      return ready;
+    const connected = order.find(({ isConnected }) => isConnected);
+    if (connected === undefined) {
+      return orAborted(this.#connectAny(order), signal);
     }
-    const doubtful = order.find(({ isConnected }) => isConnected);
-    if (doubtful !== undefined) {
-      return (await orAborted(firstOf(hopeful, HOPE_MS), signal)) ?? doubtful;
-    }
-    return orAborted(this.#connectAny(order), signal);
+    const better = order.filter((replica) => rank(replica) < rank(connected));
+    return (await orAborted(firstOf(better, HOPE_MS), signal)) ?? connected;
   }
 
   #inTurn(): Replica[] {

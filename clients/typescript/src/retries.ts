@@ -1,6 +1,6 @@
 import { Code } from "@connectrpc/connect";
 
-import { type ServiceError, ServiceUnreachable } from "./errors.js";
+import { isOfReplica, type ServiceError, ServiceUnreachable } from "./errors.js";
 
 // The policy of docs/operations.md, "Several replicas".
 const MOST_ATTEMPTS = 3;
@@ -20,16 +20,22 @@ export class RetryBudget {
 
   /**
    * How many milliseconds to wait before the next attempt after `attempts`; undefined: make none, and tell the caller
-   * now. `leftMs` is what the deadline leaves.
+   * now. `leftMs` is what the deadline leaves. The first attempt at another replica is free: hundreds of calls may be
+   * lost at the moment in which one ends.
    */
-  pauseAfter(error: ServiceError, attempts: number, leftMs: number): number | undefined {
+  pauseAfter(error: ServiceError, attempts: number, leftMs: number, areSeveral: boolean): number | undefined {
     if (!mayPass(error)) {
       return undefined;
     }
-    this.#tokens = Math.max(this.#tokens - 1, 0);
+    const isFree = areSeveral && attempts === 1 && isOfReplica(error);
+    const isAllowed = isFree || this.#spend();
     const pause = error.pushbackMs ?? error.retryAfterMs ?? backoff(attempts);
-    const tooMany = attempts >= MOST_ATTEMPTS || this.#tokens <= MOST_TOKENS / 2;
-    return tooMany || pause < 0 || pause >= leftMs ? undefined : pause;
+    return isAllowed && attempts < MOST_ATTEMPTS && pause >= 0 && pause < leftMs ? pause : undefined;
+  }
+
+  #spend(): boolean {
+    this.#tokens = Math.max(this.#tokens - 1, 0);
+    return this.#tokens > MOST_TOKENS / 2;
   }
 }
 

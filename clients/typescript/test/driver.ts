@@ -86,11 +86,12 @@ const ACTS: Record<string, (request: Request) => Promise<object>> = {
     const { balance } = await clients.get(client)!.getBalance(request);
     return { version: typeof balance?.version, total: typeof balance?.summary?.total };
   },
-  follow: async ({ client = "main", stream = "main", request, options, slow = 0 }) => {
+  follow: async ({ client = "main", stream = "main", request, options, breakAfter = Infinity }) => {
     const stopping = new AbortController();
     streams.set(stream, stopping);
     const { signal: _, ...rest } = callOptions(options);
-    void follow(stream, clients.get(client)!.streamBalances(revived(request), { ...rest, signal: stopping.signal }), slow);
+    const events = clients.get(client)!.streamBalances(revived(request), { ...rest, signal: stopping.signal });
+    void follow(stream, events, breakAfter);
     return {};
   },
   leave: async ({ stream = "main" }) => {
@@ -125,12 +126,13 @@ function abortedAfter(milliseconds: number): AbortSignal {
   return controller.signal;
 }
 
-async function follow(stream: string, events: AsyncIterable<StreamEvent>, slow: number): Promise<void> {
+async function follow(stream: string, events: AsyncIterable<StreamEvent>, breakAfter: number): Promise<void> {
   try {
+    let count = 0;
     for await (const event of events) {
       say({ event: event.case, stream, ...shownEvent(event) });
-      if (slow > 0) {
-        await new Promise((resolve) => setTimeout(resolve, slow));
+      if (++count >= breakAfter) {
+        break;
       }
     }
     say({ event: "over", stream });

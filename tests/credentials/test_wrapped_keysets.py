@@ -68,9 +68,10 @@ class Clock:
         return self.now
 
 
-@pytest.mark.threat("T3")
-def test_the_wrapped_file_holds_no_key_and_opens_with_vault_alone(vault: FakeVault, tmp_path: Path) -> None:
-    path = tmp_path / "keyset.json"
+@pytest.mark.threat("T98", attack=True)
+def test_a_copy_of_the_keysets_file_opens_everything_unless_it_is_wrapped(vault: FakeVault, tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain.json", tmp_path / "keyset.json"
+    assert create_keyset_file(plain).keys == read_keyset(plain).keys
     keyset = create_keyset_file(path, transit())
     value = json.loads(path.read_text())
     assert value.keys() == {"wrapped_with", "ciphertext"}
@@ -82,8 +83,6 @@ def test_the_wrapped_file_holds_no_key_and_opens_with_vault_alone(vault: FakeVau
     assert opened.keys == keyset.keys
     with pytest.raises(KeysetInvalid, match=f"it is wrapped with {KEY}; set keyset_key"):
         read_keyset(path)
-    plain = tmp_path / "plain.json"
-    create_keyset_file(plain)
     with pytest.raises(KeysetInvalid, match="the keyset is not wrapped: run `exchange-service keys wrap`"):
         wrapped_keysets.open_keyset(plain.read_text(), transit())
 
@@ -154,6 +153,7 @@ def test_each_refusal_is_a_sentence_without_vaults_own_text_or_a_secret(
     assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
+@pytest.mark.threat("T98")
 def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeVault, tmp_path: Path) -> None:
     path = tmp_path / "keyset.json"
     keyset = create_keyset_file(path, transit(f"{KEY}?label=staging"))
@@ -167,6 +167,7 @@ def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeV
         wrapped_keysets.open_keyset(json.dumps(foreign | {"wrapped_with": "vault://transit/keys/theirs"}), transit())
 
 
+@pytest.mark.threat("T98")
 @pytest.mark.parametrize(
     ("variables", "text"),
     [

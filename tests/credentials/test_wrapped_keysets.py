@@ -14,11 +14,12 @@ from exchange_service.app import start_service
 from exchange_service.cli.doctor import Severity, examine
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials import configured_keyset, wrapped_keysets
-from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.configured import configured_keys, open_configured_store
 from exchange_service.credentials.configured_keyset import keep_token, wait_for_keyset
 from exchange_service.credentials.key_providers import WrappedKeys
 from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file
 from exchange_service.credentials.keysets import KeyRefused, KeysetInvalid, KeyUnknown, read_keyset
+from exchange_service.credentials.sealed_settings import SettingUnreadable, open_setting, seal_setting
 from exchange_service.credentials.vault import TransitKey, read_access, unusable
 from exchange_service.credentials.wrapped_keysets import KeysetAway
 from exchange_service.errors import CredentialUnreadable, StoreUnavailable
@@ -272,6 +273,21 @@ async def test_a_changed_file_is_opened_again_and_while_vault_is_away_the_old_ke
     assert await keys.known() == {first.primary, second.primary}
 
 
+async def test_a_sealed_setting_of_a_plugin_opens_with_the_wrapped_keyset_which_is_asked_for_once(
+    vault: FakeVault, tmp_path: Path
+) -> None:
+    create_keyset_file(tmp_path / "keyset.json", transit())
+    settings = keyset_settings(tmp_path)
+    keys = configured_keys(settings)
+    assert keys is not None
+    sealed = await seal_setting("a-secret", "acme", "token", keys)
+    vault.stop()
+    assert open_setting(sealed, "acme", "token", settings) == "a-secret"
+    wrapped_keysets._OPENED.clear()
+    with pytest.raises(SettingUnreadable, match="`exchange-service doctor` says why"):
+        open_setting(sealed, "acme", "token", settings)
+
+
 async def test_calls_say_whether_the_manager_is_away_or_the_keyset_does_not_open(
     vault: FakeVault, tmp_path: Path
 ) -> None:
@@ -376,6 +392,13 @@ async def test_the_commands_make_rotate_retire_wrap_and_rewrap_and_print_no_key(
     assert keyset.primary in await keys("status")
     vault.sealed = True
     assert "is sealed" in await keys("rotate", code=5)
+    # Nothing waits: this service's log would tell so until it gave up.
+    serve = ("serve", "--address", "127.0.0.1:0", "--keyset-wait", "0")
+    done = await asyncio.to_thread(run_command, serve, variables | vault.variables())
+    assert done.returncode == 5
+    assert "is sealed, or down for maintenance: unseal it. Waited for 0 seconds (keyset_wait)." in " ".join(
+        done.stderr.split()
+    )
     vault.sealed = False
     secrets = [TOKEN, *(key["key"] for key in json.loads(keyset.as_text())["keys"].values())]
     assert not [secret for secret in secrets if secret in "".join(printed)]

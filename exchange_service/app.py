@@ -58,7 +58,7 @@ from exchange_service.identity.methods import account_attempts, open_authenticat
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
-from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
+from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
@@ -239,6 +239,8 @@ class _Storage:
     # What replicas share; None if there is one process only.
     shared: SealedRedis | None
     cache: Cache
+    # Whether balances are cached in a Redis.
+    has_redis: bool
 
 
 async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
@@ -254,7 +256,7 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     stack.push_async_callback(cache.close)
     # With a key of its own a process shares nothing, and keeps to its part of the limits.
     shared = sealed if settings.hash_key is not None else None
-    return _Storage(hash_key, store, CachedReferences(store), shared, cache)
+    return _Storage(hash_key, store, CachedReferences(store), shared, cache, link is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
-    status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
+    status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
+    if storage.has_redis:
+        metrics.watch("redis", lambda: storage.cache.shared)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances
@@ -427,6 +431,7 @@ def _watch(
     metrics.watch("feeds", lambda: streams.counts()[0])
     metrics.watch("streams", lambda: streams.counts()[1])
     metrics.watch("calls", server.handler_wrapper.running)
+    metrics.watch("serving", lambda: server.health.is_serving)
     metrics.watch_processes(process_figures)
 
 

@@ -17,8 +17,8 @@ from exchange_service.credentials import configured_keyset, wrapped_keysets
 from exchange_service.credentials.configured import configured_keys, open_configured_store
 from exchange_service.credentials.configured_keyset import keep_token, wait_for_keyset
 from exchange_service.credentials.key_providers import WrappedKeys
-from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file
-from exchange_service.credentials.keysets import KeyRefused, KeysetInvalid, KeyUnknown, read_keyset
+from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file, retired_file
+from exchange_service.credentials.keysets import KeyRefused, KeysetInvalid, KeyUnknown, parse_keyset, read_keyset
 from exchange_service.credentials.sealed_settings import SettingUnreadable, open_setting, seal_setting
 from exchange_service.credentials.vault import TransitKey, read_access, unusable
 from exchange_service.credentials.wrapped_keysets import KeysetAway
@@ -84,6 +84,14 @@ def test_a_copy_of_the_keysets_file_opens_everything_unless_it_is_wrapped(vault:
     assert opened.keys == keyset.keys
     with pytest.raises(KeysetInvalid, match=f"it is wrapped with {KEY}; set keyset_key"):
         read_keyset(path)
+    # Nor does a key that was taken out lie beside it in plain.
+    rotated = change_keyset_file(path, lambda now: now.with_new_key(primary=True), transit())
+    change_keyset_file(path, lambda now: now.without(keyset.primary), transit())
+    retired = retired_file(path, keyset.primary).read_text()
+    assert wrapped_keysets.open_keyset(retired, transit()).keys == keyset.keys
+    assert rotated.keys.keys() > keyset.keys.keys()
+    with pytest.raises(KeysetInvalid, match="it is wrapped"):
+        parse_keyset(retired)
     with pytest.raises(KeysetInvalid, match="the keyset is not wrapped: run `exchange-service keys wrap`"):
         wrapped_keysets.open_keyset(plain.read_text(), transit())
 
@@ -232,8 +240,10 @@ def test_vault_is_entered_by_a_token_file_that_an_agent_renews_or_by_a_login(
     transit(login="kubernetes:balances@cluster/one").wrap(b"keys")
     assert "POST /v1/auth/cluster/one/login" in vault.requests
     secret.write_text("another")
-    with pytest.raises(KeysetInvalid, match="refuses the login of keyset_login"):
-        transit(login="approle:the-role").wrap(b"keys")
+    for login in ("approle:the-role", "kubernetes:another"):
+        with pytest.raises(KeysetInvalid, match="refuses the login of keyset_login") as refusal:
+            transit(login=login).wrap(b"keys")
+        assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
 @pytest.mark.threat("T17")

@@ -103,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"addresses", "environment", "observability"},
     "socket_folder": set(),
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
-    "streams": {"balances", "clock", "errors", "model", "tasks", "venues", "wire"},
+    "streams": {"balances", "clock", "errors", "model", "observability", "tasks", "venues", "wire"},
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
@@ -124,6 +124,7 @@ HOMES = {
     "ccxt": set(),
     "typer": {"cli"},
     "jwt": {"identity"},
+    "opentelemetry": {"observability"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
     "uvicorn": {"http_server"},
@@ -294,6 +295,7 @@ OF_OTHER_SETTINGS = [
     ),
     *("ccxt", "exchange_service_ccxt_generic.balance", "exchange_service_ccxt_generic.push"),
     *("exchange_service.testing", "exchange_service.cli.demo", "exchange_service.cli.calls"),
+    *("opentelemetry", "exchange_service.observability.spans"),
 ]
 
 

@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web have-prometheus test-alerts \
 	two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
@@ -133,6 +133,23 @@ $(WEB)/node_modules/.ready: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/
 test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-application.md in Node.js, which is installed if there is none
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
+
+# Prometheus brings promtool.
+DEBIANS_PROMETHEUS := /usr/bin/prometheus
+PROMETHEUS ?= $(or $(EXCHANGE_SERVICE_TEST_PROMETHEUS),$(shell command -v prometheus),$(DEBIANS_PROMETHEUS))
+PROMTOOL ?= $(or $(EXCHANGE_SERVICE_TEST_PROMTOOL),$(shell command -v promtool),$(dir $(PROMETHEUS))promtool)
+
+$(DEBIANS_PROMETHEUS):
+	@{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } >&2 \
+	|| { echo "There is no Prometheus here, and it cannot be installed by apt-get. Install it (on Debian, as root:" \
+		"apt-get install prometheus), or name it: make test-alerts PROMETHEUS=/path/of/prometheus." >&2; exit 1; }
+
+have-prometheus: $(PROMETHEUS)
+
+# SECONDS=600 watches a quiet demo for ten minutes with the rules as they are.
+test-alerts: $(VENV)/.dev $(PROMETHEUS)  ## Make each alert true beside a real Prometheus, which is installed if there is none
+	EXCHANGE_SERVICE_TEST_PROMETHEUS=$(abspath $(PROMETHEUS)) EXCHANGE_SERVICE_TEST_PROMTOOL=$(abspath $(PROMTOOL)) \
+		$(if $(SECONDS),EXCHANGE_SERVICE_QUIET_SECONDS=$(SECONDS)) $(BIN)/python -m pytest -q -n0 -rP tests/alerts
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def traced(folder: Path, receiver: Receiver, **changes: Any) -> Settings:
     return settings_for(folder, traces="otlp", traces_endpoint=receiver.url, **changes)
 
 
-@pytest.mark.threat("T19")
+@pytest.mark.threat("T99")
 async def test_every_plugin_has_one_tree_to_its_venues_requests_and_no_secret_is_in_its_bytes(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         receiver = await stack.enter_async_context(Receiver())
@@ -204,6 +204,7 @@ async def test_a_caller_that_joins_a_fetch_is_linked_to_it_and_a_failure_has_its
         assert line["request_id"]
 
 
+@pytest.mark.threat("T99")
 @pytest.mark.usefixtures("prompt")
 async def test_a_receiver_that_is_down_costs_one_line_bounded_memory_and_no_call(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -253,6 +254,7 @@ def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path, monk
         asyncio.run(start_service(settings_for(tmp_path, traces="otlp"), registry=registry_of(ScriptedPlugin())))
 
 
+@pytest.mark.threat("T99")
 class TestPaths:
     @pytest.mark.parametrize(
         ("path", "shown"),
@@ -288,6 +290,7 @@ class TestPaths:
             assert set(shown.split("/")) <= literal | {"*", ""}, template
 
 
+@pytest.mark.threat("T99")
 class TestFromAProcess:
     """What a plugin's process says of itself."""
 

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.cli.runtime import LoopFactory, LoopMissing, loop_factory
@@ -154,11 +154,11 @@ def _print_welcome(running: object, seconds: float) -> None:
         console.print(f"simulated  {name} at {url}")
     console.print(f"keys       of the simulated venues, to type and to break: {running.site.url}")
     console.print("[yellow]The venues are simulated on this machine: no real account, no real money.[/]\n")
-    users = Table("demo user", "exchanges", "what it shows", box=None, pad_edge=False)
+    users = Columns(Column("demo user", whole=True), Column("exchanges"), Column("what it shows"))
     for situation, note in SITUATION_NOTES.items():
         user = user_of(situation)
         if user in running.users:
-            users.add_row(user, _list_exchanges(running.users[user], running.venues), note)
+            users.add(user, _list_exchanges(running.users[user], running.venues), note)
     console.print(users)
     flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
     console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.commands import run_command
 from tests.engines import ENGINE_VARIABLES
 from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
+from tests.identities import Authority
 
 CANARY = "canary-secret-5f1c9a"
 REMOVE = ("credentials", "remove", "-u", "alice", "-e", "oanda", "--environment", "practice", "--yes")
@@ -744,20 +746,41 @@ def test_a_settings_file_is_read_and_a_flag_wins_over_it(tmp_path: Path) -> None
     assert call(tmp_path, "serve", "--config", str(tmp_path / "none.toml")).returncode == 2
 
 
-def test_the_demo_with_redis_caches_balances_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
-    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+def test_a_demo_with_tls_tokens_and_redis_says_so_and_prints_commands_that_work(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "a folder")
+    (certificate, key), desk = authority.sign("server", "localhost"), authority.sign("desk")
+    program = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0", "--redis"]
+    program += ["--service-tokens", "--tls-client-ca", str(authority.file)]
+    program += ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(program, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
-        address = lines[0].split("listens on ")[1].split()[0]
-        assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in lines)
-        first = call(tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--address", address)
-        second = call(
-            tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--max-age", "60", "--address", address
-        )
+        shown = "".join(iter(process.stdout.readline, "Interrupt (Ctrl-C) to end.\n")).splitlines()
+        printed = [line.strip() for line in shown if line.startswith(("  export ", "  exchange-service "))]
+        token = subprocess.run(
+            ["bash", "-ec", f"{printed[2]}; printenv EXCHANGE_SERVICE_TOKEN"],
+            env=environment(tmp_path, PATH=path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout.strip()
+        known = dict(zip(("CERTIFICATE", "KEY"), map(str, desk), strict=True))
+        variables = {f"EXCHANGE_SERVICE_CLIENT_{name}": file for name, file in known.items()}
+
+        def run(command: str, *more: str) -> subprocess.CompletedProcess[str]:
+            return call(tmp_path, *shlex.split(command)[1:], *more, EXCHANGE_SERVICE_TOKEN=token, **variables)
+
+        exchanges, balance, watch = printed[3:]
+        listed, first = run(exchanges), run(balance, "-o", "json")
+        second, watched = run(balance, "-o", "json", "--max-age", "60"), run(watch, "--events", "1")
         process.terminate()
         process.communicate(timeout=20)
     assert process.returncode == 0
+    how = r"\(gRPC, TLS, with client certificates; callers need a service token\), ready in .*"
+    assert re.fullmatch(rf"exchange-service listens on \S+ {how}", shown[0])
+    assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in shown)
+    assert [line.partition("=")[2][:7] for line in printed[:2]] == ["FILE  #"] * 2
+    assert [done.returncode for done in (listed, first, second, watched)] == [0] * 4, listed.stderr
     sources = [json.loads(done.stdout)["freshness"]["source"] for done in (first, second)]
     assert sources == ["BALANCE_SOURCE_VENUE", "BALANCE_SOURCE_CACHE"]
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, missing_text, plain, run
 from exchange_service.environment import ENVIRONMENT_PREFIX
@@ -204,6 +204,14 @@ def list_stored(
             for account in accounts
         ]
         tables.print_list(entries, output, lambda: _stored_table(entries))
+
+        def make_table() -> Columns:
+            table = Columns(*(Column(title, whole=True) for title in ("user", "exchange", "environment")))
+            for entry in entries:
+                table.add(*map(plain, entry.values()))
+            return table
+
+        tables.print_list(entries, output, make_table)
 
     run(with_store(settings, show), output)
 

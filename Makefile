@@ -16,7 +16,7 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web \
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx systemd have-chromium test-browser have-node test-web \
 	two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
@@ -99,6 +99,19 @@ have-nginx: $(NGINX)
 
 nginx: $(VENV)/.dev $(NGINX)  ## Restart replicas behind nginx, which is installed if there is none
 	EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(BIN)/python -m pytest -q -n0 -k nginx tests/e2e/test_rolling_restart.py
+
+# systemd-analyze checks the unit without a running systemd. The trial runs it under one of its own, and needs root.
+UNIT := deploy/systemd/exchange-service.service
+
+systemd: $(VENV)/.dev  ## Check the systemd unit, print how much of the machine it can reach, and try it (as root)
+	@command -v systemd-analyze >/dev/null || { echo "There is no systemd-analyze here, which checks the unit. Install" \
+		"systemd (on Debian: apt-get install systemd), or check it on the machine where it will run." >&2; exit 1; }
+	@folder=$$(mktemp -d) && sed 's#^ExecStart=/opt/exchange-service/bin/#ExecStart=$(abspath $(BIN))/#' $(UNIT) \
+		> $$folder/exchange-service.service && cp -r $(UNIT).d $$folder && \
+		systemd-analyze verify $$folder/exchange-service.service; result=$$?; rm -r $$folder; exit $$result
+	@systemd-analyze security --offline=yes --threshold=20 --no-pager $(UNIT) | tail -1
+	@if test "$$(id -u)" = 0; then $(BIN)/python deploy/systemd/trial.py; \
+		else echo "The unit was not run: that needs root (sudo .venv/bin/python deploy/systemd/trial.py)."; fi
 
 # A browser is a program of its own too: the one that this machine has, else Debian's.
 DEBIANS_CHROMIUM := /usr/bin/chromium

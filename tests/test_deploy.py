@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,3 +220,39 @@ class TestContainers:
         ]
         assert set(copied) == included
         assert all((ROOT / source).exists() for source in copied)
+
+
+class TestSystemd:
+    UNIT = DEPLOY / "systemd" / "exchange-service.service"
+
+    @pytest.fixture
+    def lines(self) -> list[tuple[str, str]]:
+        """The settings of the unit and of its drop-in for TLS."""
+        files = (self.UNIT, Path(f"{self.UNIT}.d") / "tls.conf")
+        text = "\n".join(file.read_text() for file in files)
+        return [(name, value) for name, _, value in re.findall(r"^([A-Z]\w+)(=)(.*)$", text, re.MULTILINE)]
+
+    def test_every_variable_is_a_setting_or_pythons_and_every_credential_has_its_source(
+        self, lines: list[tuple[str, str]]
+    ) -> None:
+        variables = dict(word.split("=", 1) for name, value in lines if name == "Environment" for word in value.split())
+        ours = {name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in variables if "EXCHANGE" in name}
+        assert ours - {"config"} <= set(Settings.model_fields)
+        credentials = {value.partition(":")[0] for name, value in lines if name == "LoadCredential"}
+        assert {value.removeprefix("%d/") for value in variables.values() if value.startswith("%d/")} == credentials
+        assert variables.keys() - {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ours} == {
+            *("XDG_DATA_HOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSAFEPATH"),
+        }
+
+    def test_it_has_time_to_leave(self, lines: list[tuple[str, str]]) -> None:
+        values = dict(lines)
+        settings = Settings(address="0.0.0.0:50051")
+        assert float(values["TimeoutStopSec"]) > settings.leaving_delay + settings.shutdown_grace + 5
+        assert (values["Type"], values["KillMode"]) == ("notify", "mixed")
+
+    @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
+    def test_systemd_finds_it_little_exposed(self) -> None:
+        """`make systemd` runs it."""
+        command = ("systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", str(self.UNIT))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stdout + done.stderr

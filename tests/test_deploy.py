@@ -37,6 +37,14 @@ class Replicas:
     process: subprocess.Popen[str]
     addresses: list[str]
 
+    def line(self, beginning: str) -> str:
+        """What follows in the next line that begins so."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(beginning):
+                return line.removeprefix(beginning).strip()
+        raise AssertionError(f"it ended without a line of {beginning}")
+
     def below(self) -> list[psutil.Process]:
         """Every process that it has started, but for PostgreSQL's, which belong to nobody."""
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -81,8 +89,19 @@ class TestReplicas:
         assert done.returncode == 0, done.stderr
         assert re.fullmatch(r"(EUR \d{16}\n){4}", done.stdout)
 
-    def test_an_interrupt_ends_every_process_that_it_has_started(self, tmp_path: Path) -> None:
+    async def test_one_that_ends_is_started_again_at_its_address_and_an_interrupt_ends_all(
+        self, tmp_path: Path
+    ) -> None:
         replicas = start_replicas(tmp_path, "--sqlite")
+        first, second = replicas.addresses
+        killed = int(replicas.line("processes").split()[0])
+        os.kill(killed, signal.SIGKILL)
+        assert replicas.line("replica 1:") == f"process {killed} has ended (signal 9); another starts in 0.5 s."
+        async with ExchangeServiceClient(second) as client:
+            assert (await client.get_balance("demo", "oanda")).balance.venue_accounts
+        assert replicas.line("replica 1:").endswith(f" serves on {first}.")
+        async with ExchangeServiceClient(first) as client:
+            assert (await client.get_balance("demo", "oanda")).freshness.source == BALANCE_SOURCE_CACHE
         below = replicas.below()
         assert len(below) >= 3
         replicas.process.send_signal(signal.SIGINT)
@@ -91,14 +110,14 @@ class TestReplicas:
         _, alive = psutil.wait_procs(below, timeout=5)
         assert not alive
 
-    def test_where_one_ends_by_itself_the_other_is_ended_too(self, tmp_path: Path) -> None:
-        replicas = start_replicas(tmp_path, "--sqlite")
-        below = replicas.below()
-        next(process for process in below if "serve" in process.cmdline()).kill()
-        replicas.process.communicate(timeout=40)
-        assert replicas.process.returncode == 1
-        _, alive = psutil.wait_procs(below, timeout=5)
-        assert not alive
+    def test_where_the_first_one_cannot_start_the_program_ends(self, tmp_path: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, str(DEPLOY / "replicas.py"), "--port", "0", "--sqlite"],
+            env=environment(tmp_path, EXCHANGE_SERVICE_ENGINE="steam"),
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
 
 
 def example() -> str:

@@ -34,6 +34,8 @@ REPLICAS = 2
 GRACE = 10.0
 # Seconds before a replica that has ended is started again: twice as many each time, until it has served for a while.
 FIRST_BACKOFF, LONGEST_BACKOFF, SERVED_WELL = 0.5, 30.0, 30.0
+# Seconds between two moves of the simulated account.
+MOVE_EVERY = 1.0
 DELAY = "EXCHANGE_SERVICE_SHUTDOWN_DELAY"
 COMMAND = (sys.executable, "-m", "exchange_service")
 
@@ -180,6 +182,13 @@ def describe(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+async def move(venue: OandaSimulator) -> None:
+    """Let the account trade, so that streams have something to tell."""
+    while True:
+        await asyncio.sleep(MOVE_EVERY)
+        venue.move()
+
+
 async def restart_in_turn(replicas: list[Replica], wanted: asyncio.Event, pause: float) -> None:
     """At each request restart all, with a pause in which clients find the one that has come back."""
     while True:
@@ -239,9 +248,13 @@ async def run(first_port: int, sqlite: bool, pause: float) -> int:
                 return 1
             replicas.append(replica)
         welcome(replicas, url)
-        in_turn = asyncio.create_task(restart_in_turn(replicas, restarting, pause))
+        beside = [
+            asyncio.create_task(restart_in_turn(replicas, restarting, pause)),
+            asyncio.create_task(move(venue)),
+        ]
         await stopping.wait()
-        in_turn.cancel()
+        for task in beside:
+            task.cancel()
         return 0
 
 

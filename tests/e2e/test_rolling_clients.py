@@ -27,6 +27,8 @@ from tests.proxies import WAYS, proxy
 from tests.test_deploy import Replicas, start_replicas
 
 ROOT = Path(__file__).parent.parent.parent
+CLIENTS = ROOT / "clients"
+GO = os.environ.get("EXCHANGE_SERVICE_TEST_GO", "")
 WANTED = os.environ.get("EXCHANGE_SERVICE_TEST_CLIENTS", "")
 # Seconds: of the calls, which is longer than both restarts; of shutdown_delay, as the files for proxies ask for; and
 # between two restarts.
@@ -64,20 +66,28 @@ asyncio.run(main(sys.argv[1], float(sys.argv[2]), sys.argv[3]))
 """
 
 
-def programs() -> dict[str, list[str]]:
-    """The command of each language's program that is here, without its arguments."""
-    python = ROOT / "clients" / "python" / "examples" / "steady.py"
-    typescript = ROOT / "clients" / "typescript" / "examples" / "steady.ts"
-    go = os.environ.get("EXCHANGE_SERVICE_TEST_GO_STEADY", "")
-    commands = {"python": [sys.executable, str(python)], "typescript": ["node", str(typescript)], "go": [go]}
-    there = {"python": python.exists(), "typescript": typescript.exists(), "go": bool(go)}
-    found = {name: command for name, command in commands.items() if there[name]}
-    return {"python, by hand": [sys.executable, "-c", PYTHON], **found}
+def programs(folder: Path) -> dict[str, list[str]]:
+    """The command of each language's program that is here, without its arguments. Go's is built into `folder`."""
+    commands = {"python, by hand": [sys.executable, "-c", PYTHON]}
+    python = CLIENTS / "python" / "examples" / "steady.py"
+    if python.exists():
+        commands["python"] = [sys.executable, str(python)]
+    typescript = CLIENTS / "typescript" / "build" / "examples" / "steady.js"
+    if typescript.exists():
+        commands["typescript"] = ["node", str(typescript)]
+    if GO:
+        commands["go"] = [str(folder / "steady")]
+        workspace = {"GOWORK": str(ROOT / ".go-modules" / "go.work"), "GOTOOLCHAIN": "local", "GOPROXY": "off"}
+        build = [GO, "build", "-o", *commands["go"], "./examples/steady"]
+        subprocess.run(build, cwd=CLIENTS / "go", env={**os.environ, **workspace}, check=True, timeout=300)
+    return commands
 
 
 def arguments(language: str, addresses: str) -> list[str]:
     if language == "go":
         return ["-addresses", addresses, "-seconds", str(SECONDS), "-rate", str(RATE)]
+    if language == "typescript":
+        return [str(SECONDS), *addresses.split(",")]
     if language == "python, by hand":
         config = documented_service_config()
         if "," not in addresses:
@@ -87,7 +97,7 @@ def arguments(language: str, addresses: str) -> list[str]:
 
 
 @contextmanager
-def running(addresses: str) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def running(folder: Path, addresses: str) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Every language's program, calling."""
     with ExitStack() as stack:
         yield {
@@ -99,7 +109,7 @@ def running(addresses: str) -> Iterator[dict[str, subprocess.Popen[str]]]:
                     text=True,
                 )
             )
-            for language, command in programs().items()
+            for language, command in programs(folder).items()
         }
 
 
@@ -154,7 +164,7 @@ async def test_no_clients_call_fails_and_its_streams_go_on(tmp_path: Path, way: 
         async with ExchangeServiceClient(target) as client:
             watchers = [Watcher() for _ in range(8)]
             watching = [asyncio.create_task(watcher.watch(client)) for watcher in watchers]
-            calling = stack.enter_context(running(addresses))
+            calling = stack.enter_context(running(tmp_path, addresses))
             await asyncio.sleep(2)
             await restart_all(replicas)
             seen = [len(watcher.versions) for watcher in watchers]

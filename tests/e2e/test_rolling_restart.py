@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
 from tests.engines import NATIVE
-from tests.proxies import WAYS, free_ports, proxy
+from tests.proxies import WAYS, proxy
+from tests.proxies import free_ports as free_ports
 from tests.test_runtime import address_of, started
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,6 +10,7 @@ Nothing is installed. The unit runs as it is, but for its watchdog's time, its l
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "exchange-service.service"
+COMMAND_FILE = UNIT.with_name("exchange-service-command")
 SYSTEMD = Path("/lib/systemd/systemd")
 NAME = "exchange-service"
 # Seconds of the whole trial, and of one thing to come true.
@@ -93,11 +95,26 @@ def make_units(folder: Path) -> None:
     (units / f"{NAME}.service.d" / "trial.conf").write_text(
         f"[Service]\nStandardOutput={log}\nStandardError={log}\nWatchdogSec=4\nLoadCredential=\n{secrets}{python}"
     )
+    _write_command(units, folder)
     checks = f"/opt/{NAME}/bin/python deploy/systemd/trial.py --inside"
     (units / "trial.service").write_text(
         f"[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nWorkingDirectory=/opt/source\n{python}"
         f"StandardOutput=file:{folder}/result\nStandardError=inherit\nExecStart={checks}\n"
     )
+
+
+def _write_command(units: Path, folder: Path) -> None:
+    """A unit that does what exchange-service-command lets systemd-run do, for one command."""
+    text = COMMAND_FILE.read_text()
+    lines = [line.replace("/etc/exchange-service/", f"{folder}/etc/") for line in re.findall(r"--property=(\S+)", text)]
+    lines += [f"Environment={variable}" for variable in re.findall(r"--setenv=(\S+)", text)]
+    (shell,) = re.findall(r"/bin/sh -c '(.*)'", text)
+    # systemd replaces variables and percent signs itself.
+    shell = shell.replace("$", "$$").replace("%", "%%").replace('"', '\\"')
+    lines += ["Type=oneshot", f"StandardOutput=file:{folder}/command.log", "StandardError=inherit"]
+    lines += ["Environment=LD_LIBRARY_PATH=/opt/python/lib"]
+    lines += [f'ExecStart=/bin/sh -c "{shell}" {NAME} credentials seal --dry-run --all']
+    (units / "command.service").write_text("\n".join(["[Unit]", "DefaultDependencies=no", "[Service]", *lines, ""]))
 
 
 def make_secrets(folder: Path) -> None:
@@ -191,6 +208,13 @@ def has_no_rights() -> bool:
     return status["Uid"].split()[0] != "0" and all(status[name] == value for name, value in wanted.items())
 
 
+def command_reaches_database_and_keyset() -> bool:
+    """What exchange-service-command starts, by a unit: systemd-run would need D-Bus."""
+    call("systemctl", "start", "command.service")
+    log = Path(shown("FragmentPath")).parent.with_name("command.log")
+    return "0 with nothing to do" in log.read_text()
+
+
 def ccxt_runs_confined() -> bool:
     """With its memory, which is why ProtectProc is left as it is."""
     lines = call(COMMAND, "plugins").splitlines()
@@ -222,6 +246,7 @@ def inside() -> int:
         ("it serves", lambda: None, lambda: call(COMMAND, "health") == "SERVING"),
         ("it runs as a user of its own without any right", lambda: None, has_no_rights),
         ("CCXT's process runs, confined in all three ways, and its memory is seen", lambda: None, ccxt_runs_confined),
+        ("a command as its user uses its database and keyset", lambda: None, command_reaches_database_and_keyset),
         ("killed, it is started again", lambda: send("KILL"), restarted(1)),
         ("frozen, it is ended by the watchdog and started again", lambda: send("STOP"), restarted(2)),
         ("it stops: STOPPING=1, and exit code 0", lambda: call("systemctl", "stop", NAME), stopped),

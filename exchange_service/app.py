@@ -34,6 +34,7 @@ from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.configured_keyset import configured_wrapping, keep_token, wait_for_keyset
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
@@ -57,7 +58,7 @@ from exchange_service.identity.methods import account_attempts, open_authenticat
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
-from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
+from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
@@ -211,7 +212,8 @@ def open_balances(
 async def start_service(
     settings: Settings, *, registry: Registry | None = None, accounts_apart: bool = False
 ) -> Service:
-    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator.
+    """Join all parts and listen. Raises UnsafeSettings, BindError, or KeysetInvalid for a wrapped keyset that does not
+    open, each with a sentence for the operator.
 
     `accounts_apart` is for a demo, see GateOptions.
     """
@@ -220,6 +222,8 @@ async def start_service(
         log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
+    # Before the plugins: a sealed setting of theirs needs the keys.
+    await wait_for_keyset(settings)
     stack = AsyncExitStack()
     try:
         return await _join(settings, registry or open_registry(settings), stack, accounts_apart)
@@ -238,6 +242,8 @@ class _Storage:
     # What replicas share; None if there is one process only.
     shared: SealedRedis | None
     cache: Cache
+    # Whether balances are cached in a Redis.
+    has_redis: bool
 
 
 async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
@@ -253,7 +259,7 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     stack.push_async_callback(cache.close)
     # With a key of its own a process shares nothing, and keeps to its part of the limits.
     shared = sealed if settings.hash_key is not None else None
-    return _Storage(hash_key, store, CachedReferences(store), shared, cache)
+    return _Storage(hash_key, store, CachedReferences(store), shared, cache, link is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +306,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
-    status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
+    status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
+    if storage.has_redis:
+        metrics.watch("redis", lambda: storage.cache.shared)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances
@@ -392,6 +400,8 @@ def _background(
     yield _refresh_manifests(registry, venues), "newer manifests"
     yield give_back_spare_memory(), "spare memory"
     yield collect_while_quick(), "collection of circles"
+    if (key := configured_wrapping(settings)) is not None and key.access.renews_token:
+        yield keep_token(key), "token of the manager of keys"
     if (files := certificate_files(settings)) is not None:
         yield watch_ends(files, metrics.certificates), "ends of certificates"
 
@@ -424,6 +434,7 @@ def _watch(
     metrics.watch("feeds", lambda: streams.counts()[0])
     metrics.watch("streams", lambda: streams.counts()[1])
     metrics.watch("calls", server.handler_wrapper.running)
+    metrics.watch("serving", lambda: server.health.is_serving)
     metrics.watch_processes(process_figures)
 
 

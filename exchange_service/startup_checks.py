@@ -58,8 +58,22 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.keyset_file is not None and settings.keyset is not None:
         raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
+    _check_manager(settings)
     if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
         raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
+
+
+def _check_manager(settings: Settings) -> None:
+    """Raise UnsafeSettings if the keyset's manager cannot be asked as the settings and Vault's variables say."""
+    if settings.keyset_key is None:
+        return
+    if settings.keyset_file is None and settings.keyset is None:
+        raise UnsafeSettings("keyset_key opens a keyset, and there is no keyset: set keyset_file.")
+    # Late: few services have a manager of keys.
+    from exchange_service.credentials.vault import unusable
+
+    if problem := unusable(settings.keyset_login):
+        raise UnsafeSettings(problem)
 
 
 def _check_engine(settings: Settings) -> None:

@@ -19,7 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from exchange_service.client import _OPTIONS, ExchangeServiceClient
+from exchange_service.client import ExchangeServiceClient
+from exchange_service.client.async_client import _OPTIONS
 from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.settings import Settings
 from exchange_service.startup_checks import check_settings

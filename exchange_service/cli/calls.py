@@ -21,7 +21,14 @@ from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, f
 from exchange_service.cli.signatures import replacing
 from exchange_service.client import ExchangeServiceClient, is_loopback
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported, ServiceError, from_reason
+from exchange_service.errors import (
+    ExchangeRetired,
+    ExchangeUnknown,
+    FieldInvalid,
+    NotSupported,
+    ServiceError,
+    from_reason,
+)
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
@@ -47,7 +54,7 @@ UserOption = Annotated[
 _ACCOUNT_TYPE = "One of the exchange's account types, or all. Default: the one that the exchange's listing names."
 
 # Waiting does not help: the request names something that does not exist.
-_NEVER = (ExchangeUnknown, FieldInvalid, NotSupported)
+_NEVER = (ExchangeUnknown, ExchangeRetired, FieldInvalid, NotSupported)
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 # There is no flag for it, because other users of the machine can see a command line.
 _TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"
@@ -181,6 +188,9 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             console.print(tables.exchanges(entries))
         stats = reply.stats
         console.print(f"[dim]{len(entries)} of {stats.total} exchanges ({stats.custom} custom, {stats.ccxt} ccxt)[/]")
+        for gone in reply.retired:
+            text = f"[yellow]{plain(gone.name)} is not served any more.[/] {plain(gone.reason)}"
+            messages.print(text, soft_wrap=True)
         if reply.problems:
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 

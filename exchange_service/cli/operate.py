@@ -76,6 +76,8 @@ async def _run_managed(service: Service, text: str) -> None:
 
 async def _start(settings: Settings) -> Service:
     from exchange_service.app import start_service
+    from exchange_service.credentials.keysets import KeysetInvalid
+    from exchange_service.credentials.wrapped_keysets import KeysetAway
     from exchange_service.grpc_server.server import BindError
     from exchange_service.startup_checks import UnsafeSettings
 
@@ -83,7 +85,9 @@ async def _start(settings: Settings) -> Service:
     raise_limit()
     try:
         return await start_service(settings)
-    except (UnsafeSettings, BindError) as error:
+    except KeysetAway as away:
+        fail(f"{away} Waited for {settings.keyset_wait:g} seconds (keyset_wait).", ExitCode.AGAIN)
+    except (UnsafeSettings, BindError, KeysetInvalid) as error:
         fail(str(error), ExitCode.ACT)
 
 

@@ -189,6 +189,7 @@ class HandlerWrapper:
     def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
         """The wrapped handler of the method of this name."""
         metrics, running, openings = self._metrics, self._running, self._openings
+        metrics.method_served(method)
         without_deadline = None if streaming else self._call_timeout
 
         async def handle(request: Any, context: Context) -> Any:

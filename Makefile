@@ -18,7 +18,7 @@ PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml package
 
 .PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-envoy envoy other-clients \
 	systemd have-chromium test-browser have-node test-web have-go go-protos test-go have-prometheus test-alerts \
-	two-users ccxt-elsewhere check bench soak chaos \
+	typescript test-typescript two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -214,6 +214,19 @@ go-protos: $(VENV)/.dev have-go  ## Generate the Go packages of clients/go from 
 test-go: $(VENV)/.dev have-go  ## Build and run the Go client of docs/calling-go.md, with Go from a wheel if there is none
 	GO=$(abspath $(GO)) scripts/go_protos --check
 	EXCHANGE_SERVICE_TEST_GO=$(abspath $(GO)) $(BIN)/python -m pytest -q -n0 tests/test_calling_go.py
+TYPESCRIPT := clients/typescript
+
+$(TYPESCRIPT)/node_modules/.ready: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/.npmrc | have-node
+	@cd $(TYPESCRIPT) && npm ci --include=dev --silent
+	@touch $@
+
+# What else runs its examples needs them built: node clients/typescript/build/examples/steady.js SECONDS HOST:PORT...
+typescript: $(VENV)/.dev $(TYPESCRIPT)/node_modules/.ready | have-node  ## Build the TypeScript client and its examples
+	@cd $(TYPESCRIPT) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build \
+		&& npm run --silent examples
+
+test-typescript: typescript  ## Test the TypeScript client in Node.js, which is installed if there is none
+	$(BIN)/python -m pytest -q -n0 tests/typescript
 
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .
@@ -288,3 +301,4 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 clean:  ## Remove everything that was installed or built here
 	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-envoy .venv-fuzz .venv-go .go-modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build
+	rm -rf $(addprefix $(TYPESCRIPT)/,node_modules src/gen dist build LICENSE)

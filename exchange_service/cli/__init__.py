@@ -98,8 +98,7 @@ _COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "tokens": _tokens,
 }
 # The commands that run no part of the service, and so write no log lines of ours.
-_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _health, _monitoring, _version))
-_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _watch, _health, _version))
+_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _watch, _health, _monitoring, _version))
 # Panels cut the names of environment variables at the width of a terminal.
 _PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 

@@ -18,15 +18,6 @@ from exchange_service.cli.outcome import ExitCode, Output, console, fail, messag
 from exchange_service.cli.signatures import replacing
 from exchange_service.client import ExchangeServiceClient, is_loopback
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.errors import (
-    ExchangeRetired,
-    ExchangeUnknown,
-    FieldInvalid,
-    NotSupported,
-    ServiceError,
-    from_reason,
-)
-from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import (
     ListExchangesResponse,
@@ -48,8 +39,6 @@ UserOption = Annotated[
 # The help of an option that several commands have.
 ACCOUNT_TYPE = "One of the exchange's account types, or all. Default: the one that the exchange's listing names."
 
-# Waiting does not help: the request names something that does not exist.
-_NEVER = (ExchangeUnknown, ExchangeRetired, FieldInvalid, NotSupported)
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 # There is no flag for it, because other users of the machine can see a command line.
 _TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"

@@ -205,14 +205,6 @@ def list_stored(
         ]
         tables.print_list(entries, output, lambda: _stored_table(entries))
 
-        def make_table() -> Columns:
-            table = Columns(*(Column(title, whole=True) for title in ("user", "exchange", "environment")))
-            for entry in entries:
-                table.add(*map(plain, entry.values()))
-            return table
-
-        tables.print_list(entries, output, make_table)
-
     run(with_store(settings, show), output)
 
 
@@ -224,12 +216,13 @@ def _retired_exchanges(settings: Settings) -> dict[str, str]:
     return {exchange_id: retirement(entry).message for exchange_id, entry in open_registry(settings).retired.items()}
 
 
-def _stored_table(entries: list[dict[str, Any]]) -> Table:
+def _stored_table(entries: list[dict[str, Any]]) -> Columns:
     retired = any(entry["retired"] for entry in entries)
-    table = Table("user", "exchange", "environment", *(["state"] if retired else []), box=None, pad_edge=False)
+    names = [Column(title, whole=True) for title in ("user", "exchange", "environment")]
+    table = Columns(*names, *([Column("state")] if retired else []))
     for entry in entries:
         state = [f"[yellow]{plain(entry['retired'] or '')}[/]"] if retired else []
-        table.add_row(entry["user_id"], entry["exchange_id"], entry["environment"], *state)
+        table.add(*(plain(entry[name]) for name in ("user_id", "exchange_id", "environment")), *state)
     return table
 
 

@@ -1,201 +1,130 @@
-"""Proxies on loopback that keep what they saw: HTTP's CONNECT, and SOCKS5."""
+"""nginx and Envoy before replicas, with the files of deploy/: ports and paths in them are replaced, nothing else."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import contextlib
+import os
+import shutil
 import socket
-import struct
-from collections.abc import Mapping
-from typing import Self
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-# SOCKS5's numbers (RFC 1928 and 1929).
-_NO_AUTHENTICATION, _PASSWORD, _NOTHING_ACCEPTABLE = 0, 2, 0xFF
-_BY_IPV4, _BY_NAME, _BY_IPV6 = 1, 3, 4
-_FORBIDDEN, _HOST_UNREACHABLE = 2, 4
+import grpc
+import pytest
 
-# Host and port by a host's name, and user and password.
-Names = Mapping[str, tuple[str, int]]
-Login = tuple[str, str]
+from tests.identities import Authority
 
-
-class LoopbackProxy:
-    """Connects to what it is asked for, unless `refusal` says otherwise. `names` are the addresses of hosts that it
-    knows; `asked` are the host and port of each connection, `passed` what callers sent through it, and `opened` counts
-    the connections to the proxy. `login` is what it asks for."""
-
-    scheme = ""
-
-    def __init__(self, names: Names | None = None, login: Login | None = None) -> None:
-        self.names = dict(names or {})
-        self.login = login
-        self.refusal = 0
-        self.silent = False
-        # From which address it connects; empty: the system's choice.
-        self.local_address = ""
-        self.asked: list[tuple[str, int]] = []
-        self.passed = b""
-        self.opened = 0
-        self.port = 0
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
-
-    @property
-    def url(self) -> str:
-        """As an operator writes it."""
-        return f"{self.scheme}://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
-        """End, with all connections."""
-        if self._server is not None:
-            self._server.close()
-        for writer in list(self._open):
-            writer.close()
-        await asyncio.sleep(0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        self._open.add(writer)
-        try:
-            if self.silent:
-                await reader.read()
-            target = await self._greet(reader, writer)
-            if target is not None:
-                await self._pass_on(reader, writer, *target)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
-
-    async def _greet(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        raise NotImplementedError
-
-    async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self.asked.append((host, port))
-        where = self.names.get(host, (host, port))
-        local = (self.local_address, 0) if self.local_address else None
-        return await asyncio.open_connection(*where, local_addr=local)
-
-    async def _pass_on(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        to_reader: asyncio.StreamReader,
-        to_writer: asyncio.StreamWriter,
-    ) -> None:
-        self._open.add(to_writer)
-        back = asyncio.create_task(_copy(to_reader, writer))
-        try:
-            while data := await reader.read(65536):
-                self.passed += data
-                to_writer.write(data)
-        finally:
-            self._open.discard(to_writer)
-            to_writer.close()
-            back.cancel()
-            await asyncio.wait({back})
+DEPLOY = Path(__file__).parent.parent / "deploy"
+NGINX = os.environ.get("EXCHANGE_SERVICE_TEST_NGINX") or shutil.which("nginx")
+ENVOY = os.environ.get("EXCHANGE_SERVICE_TEST_ENVOY") or shutil.which("envoy")
+# nginx's file is one of many that a main file includes.
+NGINX_MAIN = """
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    include {folder}/exchange-service.conf;
+}}
+"""
+# The ways to two replicas.
+WAYS = [
+    "round robin",
+    pytest.param("nginx", marks=pytest.mark.skipif(NGINX is None, reason="there is no nginx here; see `make nginx`")),
+    pytest.param("envoy", marks=pytest.mark.skipif(ENVOY is None, reason="there is no Envoy here; see `make envoy`")),
+]
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
-class ConnectProxy(LoopbackProxy):
-    """An HTTP proxy that knows CONNECT. `answer` is sent in place of a good one; `heads` are what callers greeted
-    with."""
+@dataclass(frozen=True)
+class Proxy:
+    """Where a proxy listens: for callers on this machine, and over TLS with `authority`'s certificate."""
 
-    scheme = "http"
+    address: str
+    tls_address: str
+    authority: Authority
 
-    def __init__(self, names: Names | None = None, login: Login | None = None) -> None:
-        super().__init__(names, login)
-        self.answer = b""
-        self.heads: list[bytes] = []
-
-    async def _greet(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        self.heads.append(head)
-        method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
-        if self.answer or method != "CONNECT":
-            writer.write(self.answer or b"HTTP/1.1 405 Only CONNECT\r\n\r\n")
-            return None
-        if self.login is not None:
-            known = base64.b64encode(":".join(self.login).encode())
-            if b"proxy-authorization: basic " + known.lower() not in head.lower():
-                writer.write(b"HTTP/1.1 407 Who are you\r\nProxy-Authenticate: Basic\r\n\r\n")
-                return None
-        if self.refusal:
-            writer.write(f"HTTP/1.1 {self.refusal} No\r\nContent-Length: 14\r\n\r\n".encode() + b'{"balance": 1}')
-            return None
-        host, _, port = target.rpartition(":")
-        try:
-            opened = await self._connect(host.strip("[]"), int(port))
-        except OSError:
-            writer.write(b"HTTP/1.1 502 Not reached\r\n\r\n")
-            return None
-        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
-        return opened
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What trusts it over TLS."""
+        return self.authority.channel_credentials()
 
 
-class SocksProxy(LoopbackProxy):
-    """A SOCKS5 proxy; `by_name` says for each connection whether the host came as a name."""
-
-    scheme = "socks5"
-
-    def __init__(self, names: Names | None = None, login: Login | None = None) -> None:
-        super().__init__(names, login)
-        self.by_name: list[bool] = []
-
-    async def _greet(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        _, count = await reader.readexactly(2)
-        methods = await reader.readexactly(count)
-        wanted = _NO_AUTHENTICATION if self.login is None else _PASSWORD
-        writer.write(bytes([5, wanted if wanted in methods else _NOTHING_ACCEPTABLE]))
-        if wanted not in methods or (self.login is not None and not await self._log_in(reader, writer)):
-            return None
-        _, _, _, kind = await reader.readexactly(4)
-        self.by_name.append(kind == _BY_NAME)
-        host = await _read_host(reader, kind)
-        (port,) = struct.unpack("!H", await reader.readexactly(2))
-        reply, opened = self.refusal, None
-        if not reply:
-            try:
-                opened = await self._connect(host, port)
-            except OSError:
-                reply = _HOST_UNREACHABLE
-        writer.write(bytes([5, reply, 0, _BY_IPV4, 127, 0, 0, 1, 0, 0]))
-        return opened
-
-    async def _log_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        _, length = await reader.readexactly(2)
-        user = await reader.readexactly(length)
-        (length,) = await reader.readexactly(1)
-        right = (user.decode(), (await reader.readexactly(length)).decode()) == self.login
-        writer.write(bytes([1, 0 if right else 1]))
-        return right
+def substitute(text: str, *replacements: tuple[str, str]) -> str:
+    """The text with other ports and paths; each must be there."""
+    for before, after in replacements:
+        assert before in text, before
+        text = text.replace(before, after)
+    return text
 
 
-async def _read_host(reader: asyncio.StreamReader, kind: int) -> str:
-    if kind == _BY_NAME:
-        (length,) = await reader.readexactly(1)
-        return (await reader.readexactly(length)).decode()
-    family, size = (socket.AF_INET, 4) if kind == _BY_IPV4 else (socket.AF_INET6, 16)
-    return socket.inet_ntop(family, await reader.readexactly(size))
+def nginx_command(folder: Path, plain: str, tls: str, replicas: Sequence[str]) -> list[str]:
+    listen = (
+        ("127.0.0.1:50050", plain),
+        ("listen 443 ", f"listen {tls} "),
+        ("/etc/nginx/exchange-service", str(folder)),
+    )
+    servers = zip(("127.0.0.1:50051", "127.0.0.1:50052"), replicas, strict=True)
+    text = substitute((DEPLOY / "nginx" / "exchange-service.conf").read_text(), *listen, *servers)
+    (folder / "exchange-service.conf").write_text(text)
+    (folder / "nginx.conf").write_text(NGINX_MAIN.format(folder=folder))
+    return [str(NGINX), "-c", str(folder / "nginx.conf"), "-p", str(folder)]
+
+
+def envoy_command(folder: Path, plain: str, tls: str, replicas: Sequence[str]) -> list[str]:
+    def port(address: str) -> str:
+        return address.rpartition(":")[2]
+
+    listen = (
+        ("port_value: 50050}", f"port_value: {port(plain)}}}"),
+        ("{address: 0.0.0.0, port_value: 443}", f"{{address: 127.0.0.1, port_value: {port(tls)}}}"),
+        ("/etc/envoy/exchange-service", str(folder)),
+    )
+    first, second = map(port, replicas)
+    servers = (("port_value: 50051}", f"port_value: {first}}}"), ("port_value: 50052}", f"port_value: {second}}}"))
+    config = folder / "envoy.yaml"
+    config.write_text(substitute((DEPLOY / "envoy" / "exchange-service.yaml").read_text(), *listen, *servers))
+    check = subprocess.run([str(ENVOY), "--mode", "validate", "-c", str(config)], capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    return [str(ENVOY), "-c", str(config), "--log-path", str(folder / "envoy.log"), "--use-dynamic-base-id"]
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until it takes connections."""
+    host, _, port = address.rpartition(":")
+    for _ in range(200):
+        assert process.poll() is None, "the proxy has ended"
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nothing listens on {address}")
+
+
+@contextmanager
+def proxy(way: str, folder: Path, replicas: Sequence[str]) -> Iterator[Proxy]:
+    """nginx or Envoy before these replicas, with the file of deploy/ and other ports, once it listens."""
+    plain, tls = (f"127.0.0.1:{port}" for port in free_ports(2))
+    authority = Authority.create(folder)
+    for source, name in zip(authority.sign("proxy"), ("tls.crt", "tls.key"), strict=True):
+        shutil.copy(source, folder / name)
+    command = (nginx_command if way == "nginx" else envoy_command)(folder, plain, tls, replicas)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for address in (plain, tls):
+            _wait_for(address, process)
+        yield Proxy(plain, tls, authority)
+    finally:
+        process.terminate()
+        process.wait()

@@ -38,7 +38,7 @@ from exchange_service.venues.registry import Listing
 from tests.gates import Venue, gated, outcome
 from tests.harness import HASH_KEY, ScriptedPlugin, listing, registry_of, settings_for
 from tests.identities import Authority
-from tests.proxies import ConnectProxy, LoopbackProxy, SocksProxy
+from tests.venue_proxies import ConnectProxy, LoopbackProxy, SocksProxy
 
 PASSWORD = "correct-horse-battery-staple"
 KINDS = (ConnectProxy, SocksProxy)

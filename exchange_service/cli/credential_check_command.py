@@ -23,7 +23,8 @@ _ALLOWED = {True: "yes", False: "no", None: "the venue does not say"}
 
 
 @with_settings(
-    "database_url", "keyset_file", "exchange_plugins", "venue_urls", "venue_timeout", "outgoing_address", "egress"
+    *("database_url", "keyset_file", "keyset_key", "keyset_login", "exchange_plugins", "venue_urls", "venue_timeout"),
+    *("outgoing_address", "egress"),
 )
 def check(
     settings: Settings,

@@ -37,7 +37,7 @@ from exchange_service.plugin_host.protocol import (
 from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.printable import printable
-from exchange_service.venues.egress import Way
+from exchange_service.venues.egress import DIRECT, Way
 from exchange_service.venues.manifests import write_manifest
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.setting_values import SettingValues, write_values
@@ -83,6 +83,8 @@ class ServeConfig:
     replacing: Replacing | None = None
     # The ways out that accounts of its exchanges may take.
     ways: Sequence[Way] = ()
+    # Whether calls may be traced.
+    traces: bool = False
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -96,6 +98,7 @@ class ServeConfig:
             manifest_digest=self.loaded_digest,
             settings=write_values(self.settings),
             ways=write_ways(self.ways),
+            traces=self.traces,
         )
 
 
@@ -183,6 +186,12 @@ class PluginProcess:
         # The installed code is newer or older than the code that runs here, and its words may mean something else.
         if reply.protocol_version != PROTOCOL:
             raise PluginChanged(self._other_version(reply.protocol_version))
+        if not reply.problem and reply.ways != sum(way.name != DIRECT for way in config.ways):
+            # It would ask venues directly.
+            raise StartFailed(
+                "The exchange-service-plugin of its environment is older than the setting egress: upgrade it there, or "
+                "take its exchanges out of egress."
+            )
         if reply.problem:
             failure = PluginChanged if reply.changed else StartFailed
             raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))
@@ -225,15 +234,15 @@ class PluginProcess:
         """The process id of its reaper."""
         return self._reaper.pid
 
-    async def call(self, method: str, request: Any, timeout: float) -> Any:
-        """The process's answer within `timeout` seconds. Raises CallFailed.
+    async def call(self, method: str, request: Any, timeout: float, trace_id: str = "") -> Any:
+        """The process's answer within `timeout` seconds; with a `trace_id` it says what it did. Raises CallFailed.
 
         The code is UNAVAILABLE if the process ends before it answers, or has ended.
         """
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._connection.call(method, request, timeout, current_request_id() or "")
+            return await self._connection.call(method, request, timeout, current_request_id() or "", trace_id)
         finally:
             self._calls -= 1
             if not self._calls:

@@ -15,6 +15,7 @@ import structlog
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
 from exchange_service.model import Account, Credential, Secret, VenueReports
+from exchange_service.observability.tracing import RecordedSpan, current_span
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
@@ -28,6 +29,7 @@ from exchange_service.plugin_host.protocol import (
     write_replacement,
     write_reports,
     write_rights,
+    write_spans,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
@@ -109,12 +111,13 @@ class PluginServer:
             proof=process_proof(self._token),
             process_id=os.getpid(),
             changed=changed,
+            ways=len(request.ways) if self._served is not None else 0,
         )
 
     def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
         plugin = self._load()
         _require_same(plugin, request)
-        http = VenueHttpPool(timeout=request.venue_timeout)
+        http = VenueHttpPool(timeout=request.venue_timeout, traced=request.traces)
         # Nobody else waits for this process yet.
         http.load()
         sessions = Sessions(
@@ -174,6 +177,7 @@ class PluginServer:
             reply.reports.CopyFrom(write_reports(reports))
         if reports.answered_at is not None:
             reply.answer_age = time.monotonic() - reports.answered_at
+        _add_spans(reply)
         return reply
 
     async def watch_balance(
@@ -215,6 +219,7 @@ class PluginServer:
         reply: messages.CheckCredentialResponse = await self._answer(
             call, VenueReports(), check, messages.CheckCredentialResponse
         )
+        _add_spans(reply)
         return reply
 
     async def _answer(
@@ -274,6 +279,13 @@ def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> N
             f"Restart the service: the manifest of {name} is not the one that the service loaded. If that does not "
             "help, it is another one each time that the plugin is imported: report it to the plugin's author."
         )
+
+
+def _add_spans(reply: messages.FetchBalanceResponse | messages.CheckCredentialResponse) -> None:
+    """Tell what was done for the call, if it is traced."""
+    span = current_span()
+    if isinstance(span, RecordedSpan):
+        reply.spans.extend(write_spans(span))
 
 
 def _watch_reply(pushed: Pushed) -> messages.WatchBalanceResponse:

@@ -20,7 +20,7 @@ from exchange_service.testing import Fault
 from tests.e2e.test_pushed_ccxt import next_rows
 from tests.e2e.test_pushes import PUSHED, until_delivered
 from tests.harness import USER, ScriptedPlugin, raising, registry_of, serving, streaming
-from tests.proxies import ConnectProxy, SocksProxy
+from tests.venue_proxies import ConnectProxy, SocksProxy
 
 PASSWORD = "correct-horse-battery-staple"
 LOGIN = ("desk", PASSWORD)

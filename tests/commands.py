@@ -30,12 +30,14 @@ _LOADED = [
     "exchange_service.cli.tokens",
     "exchange_service.cli.watch",
     "exchange_service.credentials.sql",
+    "exchange_service.credentials.vault",
     "exchange_service.plugin_host.discovery",
     "exchange_service.startup_checks",
+    "hvac",
     "sqlalchemy.dialects.sqlite.aiosqlite",
 ]
 # Variables that are read when a command runs.
-_READ_LATE = ("EXCHANGE_SERVICE_", "HOME", "PATH", "LANG")
+_READ_LATE = ("EXCHANGE_SERVICE_", "VAULT_", "HOME", "PATH", "LANG")
 # Seconds.
 _LONGEST = 60.0
 # Tests run commands in threads too.

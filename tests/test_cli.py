@@ -130,6 +130,12 @@ def test_watch_says_whether_an_account_is_pushed_or_polled_and_why(demo: str, tm
     assert (last["mode"], last.get("polling_reason")) == ("DELIVERY_MODE_PUSHED", None)
 
 
+def test_a_search_names_an_exchange_that_is_not_served_any_more(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "exchanges", "--search", "bitmex")
+    assert done.returncode == 0
+    assert "BitMEX is not served any more. BitMEX closed its exchange on 2026-09-23." in done.stderr
+
+
 def test_a_second_demo_says_that_the_first_may_be_running(demo: str, tmp_path: Path) -> None:
     done = ask(demo, tmp_path, "demo")
     assert done.returncode == 4
@@ -142,6 +148,7 @@ def test_a_second_demo_says_that_the_first_may_be_running(demo: str, tmp_path: P
     [
         (("balance", "-u", "demo", "-e", "oanda", "--environment", "mars"), 2, "FIELD_INVALID"),
         (("balance", "-u", "demo", "-e", "onada"), 3, "EXCHANGE_UNKNOWN"),
+        (("balance", "-u", "demo", "-e", "bitmex"), 3, "EXCHANGE_RETIRED"),
         (("balance", "-u", "nobody", "-e", "oanda"), 3, "CREDENTIAL_MISSING"),
         (("balance", "-u", "demo", "-e", "bullish"), 3, "NOT_SUPPORTED"),
         (("balance", "-u", "demo-refused", "-e", "oanda"), 4, "CREDENTIAL_REJECTED"),
@@ -608,8 +615,8 @@ def add(home: Path, row: Any, *arguments: str) -> subprocess.CompletedProcess[st
     return call(home, "credentials", "add", "-u", "alice", "-e", "oanda", "--stdin", *arguments, stdin=text)
 
 
-def listed(home: Path) -> list[dict[str, str]]:
-    entries: list[dict[str, str]] = json.loads(call(home, "credentials", "list", "-o", "json").stdout)
+def listed(home: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(call(home, "credentials", "list", "-o", "json").stdout)
     return entries
 
 
@@ -617,7 +624,8 @@ def test_credentials_are_added_listed_and_removed_and_never_shown(tmp_path: Path
     assert listed(tmp_path) == []
     added = add(tmp_path, {"api_key": CANARY}, "--environment", "practice")
     assert (added.returncode, added.stdout) == (0, "")
-    assert listed(tmp_path) == [{"user_id": "alice", "exchange_id": "oanda", "environment": "sandbox"}]
+    stored = {"user_id": "alice", "exchange_id": "oanda", "environment": "sandbox", "retired": None}
+    assert listed(tmp_path) == [stored]
     removed = call(tmp_path, *REMOVE)
     assert removed.returncode == 0
     again = call(tmp_path, *REMOVE)

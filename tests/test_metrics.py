@@ -25,6 +25,7 @@ from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.errors import VenueUnavailable, leaves
 from exchange_service.observability import metrics_server
+from exchange_service.observability.families import WATCHED
 from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.harness import (
@@ -250,7 +251,7 @@ class TestPage:
         metrics.budget_left("oanda", "key", 0.5)
         metrics.push_came("oanda", "whole")
         metrics.certificates({"tls_certificate": 0.0})
-        for name in ("calls", "streams", "feeds", "fetches"):
+        for name in WATCHED.values():
             metrics.watch(name, lambda: 1)
         metrics.watch_memory(lambda: 1)
         metrics.watch_pushes(lambda: {("oanda", "pushed"): 1})

@@ -172,6 +172,9 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             console.print(tables.exchanges(entries))
         stats = reply.stats
         console.print(f"[dim]{len(entries)} of {stats.total} exchanges ({stats.custom} custom, {stats.ccxt} ccxt)[/]")
+        for gone in reply.retired:
+            text = f"[yellow]{plain(gone.name)} is not served any more.[/] {plain(gone.reason)}"
+            messages.print(text, soft_wrap=True)
         if reply.problems:
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 

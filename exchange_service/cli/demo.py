@@ -87,6 +87,7 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
             "venue_urls": {name: venue.url for name, venue in venues.items()} | settings.venue_urls,
             # The keyset seals the real database. The demo stores its credentials unsealed.
             "keyset_file": None,
+            "keyset_key": None,
             "keyset": None,
             "allow_plaintext": True,
         }

@@ -20,6 +20,7 @@ from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.gc_tuning import tune_gc, uncollected
 from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
+from exchange_service.service_manager import ServiceManager
 from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,13 +52,30 @@ async def _serve(settings: Settings) -> None:
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
     if url := service.web.console_url():
         text = f"The console is at {plain(url)}\n{text}"
-    await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
+    await _run_managed(service, text)
     messages.print("Stopped.")
     await end_process()
 
 
+async def _run_managed(service: Service, text: str) -> None:
+    """Serve until a signal comes. A service manager, if there is one, is told what a person at the terminal is."""
+    manager = ServiceManager.from_environment()
+
+    def ready() -> None:
+        messages.print(text, soft_wrap=True)
+        manager.ready(f"Serving on {service.address}.")
+
+    alive = asyncio.create_task(manager.keep_alive(), name="watchdog of the service manager")
+    try:
+        await service.run_until_signal(ready, lambda: manager.stopping("Leaving: health says NOT_SERVING."))
+    finally:
+        alive.cancel()
+
+
 async def _start(settings: Settings) -> Service:
     from exchange_service.app import start_service
+    from exchange_service.credentials.keysets import KeysetInvalid
+    from exchange_service.credentials.wrapped_keysets import KeysetAway
     from exchange_service.grpc_server.server import BindError
     from exchange_service.startup_checks import UnsafeSettings
 
@@ -65,7 +83,9 @@ async def _start(settings: Settings) -> Service:
     raise_limit()
     try:
         return await start_service(settings)
-    except (UnsafeSettings, BindError) as error:
+    except KeysetAway as away:
+        fail(f"{away} Waited for {settings.keyset_wait:g} seconds (keyset_wait).", ExitCode.AGAIN)
+    except (UnsafeSettings, BindError, KeysetInvalid) as error:
         fail(str(error), ExitCode.ACT)
 
 

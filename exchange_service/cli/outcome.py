@@ -94,7 +94,7 @@ class ExitCode(IntEnum):
     AGAIN = 5
 
 
-_MISSING = (errors.ExchangeUnknown, errors.CredentialMissing, errors.NotSupported)
+_MISSING = (errors.ExchangeUnknown, errors.ExchangeRetired, errors.CredentialMissing, errors.NotSupported)
 _AGAIN = (
     errors.VenueRateLimited,
     errors.CallerRateLimited,

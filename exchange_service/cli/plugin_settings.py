@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exchange_service.venues.registry import Registry
 
 
-@with_settings("keyset_file")
+@with_settings("keyset_file", "keyset_key", "keyset_login")
 def seal(
     settings: Settings,
     plugin: Annotated[str, typer.Argument(help="The plugin's name, or its distribution's.")],
@@ -96,7 +96,7 @@ def _ask(question: str) -> str:
         raise typer.Abort from None
 
 
-@with_settings("keyset_file")
+@with_settings("keyset_file", "keyset_key", "keyset_login")
 def show_settings(
     settings: Settings,
     plugin: Annotated[str, typer.Argument(help="One plugin's name; all, if it is left out.")] = "",

@@ -17,7 +17,14 @@ from exchange_service.cli import tables
 from exchange_service.cli.calls import ACCOUNT_TYPE, OutputOption, Target, UserOption, calling, option
 from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
 from exchange_service.cli.signatures import replacing
-from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported, ServiceError, from_reason
+from exchange_service.errors import (
+    ExchangeRetired,
+    ExchangeUnknown,
+    FieldInvalid,
+    NotSupported,
+    ServiceError,
+    from_reason,
+)
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1.exchange_service_pb2 import (
     AccountErrorEvent,
@@ -28,7 +35,7 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 
 # Waiting does not help: the request names something that does not exist.
-_NEVER = (ExchangeUnknown, FieldInvalid, NotSupported)
+_NEVER = (ExchangeUnknown, ExchangeRetired, FieldInvalid, NotSupported)
 # Of several errors the first of these is the exit code: the one that waiting helps least.
 _WORST_FIRST = (ExitCode.BUG, ExitCode.ACT, ExitCode.MISSING, ExitCode.USAGE, ExitCode.AGAIN)
 # A stream that names an account which the caller has already begins with a heartbeat, which tells what it follows. The

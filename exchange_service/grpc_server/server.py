@@ -20,6 +20,7 @@ from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.tracing import Tracing
 
 __all__ = ["BindError", "ConnectionLimits", "Server", "listen"]
 
@@ -85,24 +86,28 @@ async def listen(
     call_timeout: float = 10.0,
     openings: Openings | None = None,
     engine: str = "grpcio",
+    tracing: Tracing | None = None,
 ) -> Server:
     """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
 
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS. A unary call
-    without a deadline may take `call_timeout` seconds. `engine` is "grpcio" or "native".
+    without a deadline may take `call_timeout` seconds. `engine` is "grpcio" or "native". `tracing`: None without
+    traces.
     """
     openings, metrics = openings if openings is not None else Openings(), metrics or Metrics()
-    wrapper, authentication = HandlerWrapper(metrics, call_timeout, openings), Authentication(authenticator, openings)
+    wrapper = HandlerWrapper(metrics, call_timeout, openings, tracing)
+    authentication = Authentication(authenticator, openings)
     names = [service.name for service in services]
     states = health.Health(*names)
 
     def wrap(method: MethodDescriptor, handler: Handler) -> Handler:
         action = Action.OPENING if method.server_streaming else Action.CALL
         inner = authentication.require_caller(handler, action)
-        return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
+        path = f"{method.containing_service.full_name}/{method.name}"
+        return wrapper.wrap(path, inner, streaming=method.server_streaming)
 
-    def wrap_ready(name: str, ready: Ready, look: BeginLook | None) -> Quick:
-        return wrapper.wrap_quick(name, authentication.quick(ready, look))
+    def wrap_ready(path: str, ready: Ready, look: BeginLook | None) -> Quick:
+        return wrapper.wrap_quick(path, authentication.quick(ready, look))
 
     wrapped = [service.wrapped(wrap, wrap_ready) for service in services]
     reflection_handler = Reflection((*names, health.NAME), authentication) if reflect else None

@@ -48,6 +48,16 @@ BUILD_INFO = Family(
     "1",
     "the one",
 )
+SERVING = Family(
+    "serving", GAUGE, "1 while the service says SERVING to health checks, else 0.", unit="1", from_start="the one"
+)
+REDIS_AVAILABLE = Family(
+    "redis_available",
+    GAUGE,
+    "1 while the replica asks its Redis, 0 after it failed several times in a row; only with a Redis in cache_url.",
+    unit="1",
+    from_start="with a Redis",
+)
 CALL_SECONDS = Family(
     "call_seconds",
     HISTOGRAM,
@@ -223,17 +233,19 @@ PROCESS_RESTARTS = Family(
     from_start="as `plugin_process_running`",
 )
 
-# Gauges of what is open, by the name under which `Metrics.watch` is told.
-OPEN: Mapping[Family, str] = {
+# Gauges of the present state, by the name under which `Metrics.watch` is told.
+WATCHED: Mapping[Family, str] = {
     CALLS_OPEN: "calls",
     STREAMS_OPEN: "streams",
     FEEDS_OPEN: "feeds",
     FETCHES_OPEN: "fetches",
+    SERVING: "serving",
+    REDIS_AVAILABLE: "redis",
 }
 
 # All families, by the headings of the page.
 SECTIONS: Mapping[str, tuple[Family, ...]] = {
-    "The service": (BUILD_INFO, EVENT_LOOP_STALL, MEMORY_LEFT, CERTIFICATE_DAYS_LEFT),
+    "The service": (BUILD_INFO, SERVING, REDIS_AVAILABLE, EVENT_LOOP_STALL, MEMORY_LEFT, CERTIFICATE_DAYS_LEFT),
     "Calls": (CALL_SECONDS, CALL_FAILURES, CALLS_OPEN, BALANCE_READS, CACHE_READS),
     "Venues": (
         VENUE_FETCHES,

@@ -337,7 +337,7 @@ class Metrics:
         yield _gauges(families.PUSH_SUBSCRIPTIONS_OPEN, {of: figures.subscriptions for of, figures in connections})
 
     def _state_families(self) -> Iterator[Metric]:
-        for family, watched in families.OPEN.items():
+        for family, watched in families.WATCHED.items():
             yield _gauges(family, {(): self._levels[watched]} if watched in self._levels else {})
         yield _histograms(families.EVENT_LOOP_STALL, {(): self._stalls})
         yield _gauges(families.MEMORY_LEFT, {} if self._memory_left is None else {(): self._memory_left})

@@ -135,8 +135,10 @@ class Service:
         await asyncio.gather(self.server.stop(grace), self.web.stop(grace))
         await self._stack.aclose()
 
-    async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
+    async def run_until_signal(
+        self, ready: Callable[[], None] = lambda: None, leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded, `leaving` when one came."""
         loop = asyncio.get_running_loop()
         stopping: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -152,6 +154,7 @@ class Service:
             ready()
             # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
             delay = self.settings.leaving_delay if await stopping is signal.SIGTERM else 0.0
+            leaving()
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):

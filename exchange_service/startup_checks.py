@@ -58,8 +58,22 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.keyset_file is not None and settings.keyset is not None:
         raise UnsafeSettings("Set either keyset_file or keyset: nothing says which of two keysets seals.")
+    _check_manager(settings)
     if not settings.allow_plaintext and settings.keyset_file is None and settings.keyset is None:
         raise UnsafeSettings("allow_plaintext=false leaves nothing to read without a keyset: set keyset_file.")
+
+
+def _check_manager(settings: Settings) -> None:
+    """Raise UnsafeSettings if the keyset's manager cannot be asked as the settings and Vault's variables say."""
+    if settings.keyset_key is None:
+        return
+    if settings.keyset_file is None and settings.keyset is None:
+        raise UnsafeSettings("keyset_key opens a keyset, and there is no keyset: set keyset_file.")
+    # Late: few services have a manager of keys.
+    from exchange_service.credentials.vault import unusable
+
+    if problem := unusable(settings.keyset_login):
+        raise UnsafeSettings(problem)
 
 
 def _check_engine(settings: Settings) -> None:
@@ -197,6 +211,9 @@ def unencrypted_warnings(settings: Settings) -> list[str]:
     cache = urlsplit(settings.cache_url)
     if cache.scheme == "redis" and _is_elsewhere(cache.hostname or "localhost"):
         warnings.append("cache_url leads to another machine in plain text: use rediss://.")
+    receiver = urlsplit(settings.traces_endpoint or "")
+    if settings.traces == "otlp" and receiver.scheme == "http" and _is_elsewhere(receiver.hostname or "localhost"):
+        warnings.append("traces_endpoint leads to another machine in plain text: use https://.")
     if settings.manage_accounts and settings.knows_callers and not (settings.keyset_file or settings.keyset):
         warnings.append(
             "manage_accounts lets callers store credentials, and without a keyset they are stored in plain text: set "

@@ -13,6 +13,7 @@ from pathlib import Path
 from exchange_service_ccxt_generic import exchange_manifest
 from exchange_service_ccxt_generic.account_names import NAMES
 from exchange_service_ccxt_generic.limits import has_known_window
+from exchange_service_ccxt_generic.retired import shipped_retired
 
 from exchange_service.app import Service, start_service
 from exchange_service.cli.demo import SIMULATOR_GROUP
@@ -29,6 +30,8 @@ from exchange_service.testing.witnesses import Witness, parse_witness, payload_w
 from exchange_service.v1 import error_reason_pb2
 from plugins.ccxt_generic.tests.every_exchange.named import named_types
 from plugins.ccxt_generic.tests.every_exchange.true_answers import unproven_types
+from scripts.log_events_page import log_events_page
+from scripts.metrics_page import metrics_page
 from scripts.plugin_pages import directory_page, quality_page
 from scripts.plugin_reference import reference_page
 from scripts.reliability import reliability_page
@@ -41,6 +44,7 @@ _REASON = re.compile(r"  // (?P<text>[^\n]*(?:\n  // [^\n]*)*)\n  ERROR_REASON_(
 # Demo users that show a reason, as the command to type.
 _DEMO = {
     "EXCHANGE_UNKNOWN": "balance --user demo --exchange onada",
+    "EXCHANGE_RETIRED": "balance --user demo --exchange bitmex",
     "FIELD_INVALID": "balance --user demo --exchange oanda --environment mars",
     "CREDENTIAL_MISSING": "balance --user nobody --exchange oanda",
     "CREDENTIAL_REJECTED": "balance --user demo-refused --exchange oanda",
@@ -115,7 +119,8 @@ the status begins with the reason, which is left out here. The last column says 
 from: its documentation (vendor), CCXT's source, another project's captured answer (test data), or a public report.
 
 Below the table: [what is pushed](#what-is-pushed), [how often venues are asked](#how-often-venues-are-asked),
-[whose answer it is](#whose-answer-it-is) and [what is not proven](#what-is-not-proven).
+[whose answer it is](#whose-answer-it-is), [retired exchanges](#retired-exchanges) and
+[what is not proven](#what-is-not-proven).
 
 | exchange | trouble | status | reason | message | proven by |
 |---|---|---|---|---|---|"""
@@ -194,6 +199,22 @@ _PACED = """For the other exchanges of CCXT it is not known in which time the ve
 requests of an account is kept there, here in milliseconds for each unit; and all accounts together, or each one where
 the venue counts by key, take no more units in a minute than such pauses would let pass:"""
 
+_RETIRED_HEAD = """## Retired exchanges
+
+These were served once, by this service or by an earlier CCXT, and are not any more: they have closed, or CCXT has
+dropped them. Their calls fail with [EXCHANGE_RETIRED](errors.md#exchange_retired), and say why. What is stored for them
+is kept and listed until it is removed. A stream of all accounts gives the error for this one and follows the others.
+ListExchanges leaves them out, and names those that a `search` finds in `retired`. `doctor` and `credentials list` name
+their credentials.
+
+The day is that of the first release of CCXT without the exchange, or that on which our own list of CCXT's exchanges was
+renewed without it. When a newer CCXT is installed, what it lacks is retired at once, without a day; what CCXT lists
+again, or what another plugin serves, is served. The versions are read from CCXT's releases; the last column says where
+the rest is known from.
+
+| exchange | since | last in CCXT | first CCXT without it | what happened | known from |
+|---|---|---|---|---|---|"""
+
 _UNPROVEN_HEAD = """## What is not proven
 
 Every fact about a venue in this project names where it is known from: each recorded answer in its file, each row of a
@@ -224,7 +245,7 @@ async def venues_page() -> str:
                 cells = (name, trouble, codes[type(error)], f"`{error.reason}`", message, witness)
                 lines.append(f"| {' | '.join(cells)} |")
         listings = [item.metadata for item in service.registry.listings.values()]
-        sections = (lines, _pushed_accounts(listings), _limits(listings), _named_accounts(named))
+        sections = (lines, _pushed_accounts(listings), _limits(listings), _named_accounts(named), _retired())
         parts = (*("\n".join(section) for section in sections), _UNPROVEN_HEAD)
     return "\n\n".join(parts) + "\n\n" + "\n".join(_unproven_facts()) + "\n"
 
@@ -283,6 +304,14 @@ def _named_accounts(own: Mapping[str, str]) -> Iterator[str]:
     served = [listing.id for listing in exchange_manifest().exchanges if listing.capabilities.balance]
     others = ", ".join(name for name in served if name not in NAMES)
     yield f"\nAt these nothing is compared, because {_NAMES_NONE}, as far as answers are recorded: {others}."
+
+
+def _retired() -> Iterator[str]:
+    yield _RETIRED_HEAD
+    for entry in shipped_retired():
+        witness = _witness(parse_witness(entry.witness))
+        cells = (f"{entry.name} (`{entry.id}`)", entry.since or "", entry.had, entry.lacks, entry.what, witness)
+        yield f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _cell(text: str) -> str:
@@ -380,6 +409,8 @@ def generate() -> dict[Path, str]:
     return {
         operations: with_settings(operations.read_text()),
         ROOT / "docs" / "errors.md": reasons_page(),
+        ROOT / "docs" / "log-events.md": log_events_page(),
+        ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "docs" / "plugin-reference.md": reference_page(),
         ROOT / "docs" / "plugin-quality.md": quality_page(),
         ROOT / "docs" / "plugins-directory.md": directory_page(),

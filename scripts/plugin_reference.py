@@ -99,7 +99,8 @@ _SECTIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "The manifest": (
         (
             *("Manifest", "ExchangeMetadata", "Environment", "CredentialField", "Capabilities", "RateLimit"),
-            *("PushLimits", "PluginSetting", "API_VERSION", "SERVED_API_VERSIONS", "ASSET_CLASSES", "ANSWER_LIMIT"),
+            *("PushLimits", "PluginSetting", "RetiredExchange", "API_VERSION", "SERVED_API_VERSIONS", "ASSET_CLASSES"),
+            *("ANSWER_LIMIT",),
             *("PRODUCTION", "SANDBOX", "SECRET_FIELDS", "ALL_ACCOUNT_TYPES", "KEY_KINDS"),
         ),
         (),

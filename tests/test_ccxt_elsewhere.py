@@ -34,7 +34,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The setting plugin_interpreters for an environment with CCXT's plugin, from wheels, and not the service."""
-    projects = (ROOT / "packages" / "exchange-service-plugin", ROOT / "plugins" / "ccxt_generic")
+    projects = (
+        ROOT / "clients" / "python",
+        ROOT / "packages" / "exchange-service-plugin",
+        ROOT / "plugins" / "ccxt_generic",
+    )
     built = build_wheels(tmp_path_factory.mktemp("wheels"), *projects)
     pip = (sys.executable, "-m", "pip", "--python", EARLIER)
     run(*pip, "install", "-q", "--no-deps", "--force-reinstall", *built.values())

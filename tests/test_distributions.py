@@ -1,7 +1,9 @@
-"""The package is divided between two distributions: what a plugin's process and a plugin's tests need, and the rest."""
+"""The package is divided between three distributions: what clients need, what a plugin's process and a plugin's tests
+need besides, and the rest."""
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -10,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import grimp
+import pytest
 
 ROOT = Path(__file__).parent.parent
 TREE = ROOT / "exchange_service"
 SERVICE = ROOT / "pyproject.toml"
 PLUGIN = ROOT / "packages" / "exchange-service-plugin" / "pyproject.toml"
-# What a plugin's environment is for: the program of its process, and a plugin's own imports. Rooms count as a whole.
-WANTED = ("plugin_api", "plugin_host.main", "pytest_plugin")
-WHOLE_ROOMS = ("plugin_kit", "testing", "venues")
+CLIENT = ROOT / "clients" / "python" / "pyproject.toml"
+# What clients import. Rooms count as a whole.
+FOR_CLIENTS = ("accounts.v1", "client", "errors", "operator", "v1")
+# What a plugin's environment is for: the program of its process, and a plugin's own imports.
+FOR_PLUGINS = ("plugin_api", "plugin_host.main", "plugin_kit", "pytest_plugin", "testing", "venues")
 
 
 def read(project: Path) -> Any:
     return tomllib.loads(project.read_text())
 
 
-def listed() -> list[str]:
-    """The files and folders of the smaller distribution, below exchange_service/."""
-    files: list[str] = read(PLUGIN)["tool"]["hatch"]["build"]["hooks"]["custom"]["files"]
+def listed(project: Path) -> list[str]:
+    """The files and folders of a smaller distribution, below exchange_service/."""
+    files: list[str] = read(project)["tool"]["hatch"]["build"]["hooks"]["custom"]["files"]
     return files
 
 
@@ -69,40 +74,59 @@ def imported_by(roots: Iterable[str]) -> tuple[set[str], set[str]]:
     return needed, foreign - set(sys.stdlib_module_names)
 
 
-def wanted() -> set[str]:
-    names = {f"exchange_service.{name}" for name in (*WANTED, *WHOLE_ROOMS)}
-    return names | {below for name in names for below in graph().find_descendants(name)}
+def needed(wanted: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What importing these rooms and modules needs, with all that is below them: modules, and foreign packages."""
+    names = {f"exchange_service.{name}" for name in wanted}
+    return imported_by(names | {below for name in names for below in graph().find_descendants(name)})
 
 
-def test_the_smaller_distribution_has_exactly_the_modules_that_its_programs_import() -> None:
-    assert modules(listed()) == imported_by(wanted())[0]
+def foreign_names(packages: set[str]) -> set[str]:
+    """The distributions of foreign packages. `google` is in two of them."""
+    names = {"google": "protobuf", "grpc": "grpcio", "yarl": "aiohttp"}
+    return {names.get(name, name) for name in packages}
 
 
-def test_every_file_of_the_list_exists_and_has_its_stub_beside_it() -> None:
-    assert [name for name in listed() if not (TREE / name).exists()] == []
-    stubs = {f"{name}i" for name in listed() if (TREE / f"{name}i").exists()}
-    assert stubs <= set(listed())
+def required_by(project: Path) -> set[str]:
+    return {re.split(r"[>=<]", item)[0] for item in read(project)["project"]["dependencies"]}
 
 
-def test_the_service_leaves_out_what_the_smaller_distribution_has() -> None:
+def test_the_clients_distribution_has_exactly_the_modules_that_clients_import() -> None:
+    assert modules(listed(CLIENT)) == needed(FOR_CLIENTS)[0]
+
+
+def test_the_plugins_distribution_has_exactly_what_its_programs_import_besides() -> None:
+    assert modules(listed(PLUGIN)) == needed(FOR_PLUGINS)[0] - modules(listed(CLIENT))
+
+
+@pytest.mark.parametrize("project", [CLIENT, PLUGIN], ids=["client", "plugin"])
+def test_every_file_of_the_list_exists_and_has_its_stub_beside_it(project: Path) -> None:
+    assert [name for name in listed(project) if not (TREE / name).exists()] == []
+    stubs = {f"{name}i" for name in listed(project) if (TREE / f"{name}i").exists()}
+    assert stubs <= set(listed(project))
+
+
+def test_the_service_leaves_out_what_the_smaller_distributions_have() -> None:
     excluded = read(SERVICE)["tool"]["hatch"]["build"]["exclude"]
-    assert excluded == [f"/exchange_service/{name}" for name in listed()]
+    assert excluded == [f"/exchange_service/{name}" for name in sorted(listed(CLIENT) + listed(PLUGIN))]
 
 
-def test_the_smaller_distribution_depends_on_what_it_imports_and_on_no_more() -> None:
-    project = read(PLUGIN)["project"]
-    names = {"google": "protobuf", "yarl": "aiohttp"}
-    foreign = {names.get(name, name) for name in imported_by(wanted())[1]}
-    required = {requirement.partition(">")[0] for requirement in project["dependencies"]}
-    of_tests = {requirement.partition(">")[0] for requirement in project["optional-dependencies"]["testing"]}
-    assert foreign - of_tests == required
+def test_the_smaller_distributions_depend_on_what_they_import_and_on_no_more() -> None:
+    assert foreign_names(needed(FOR_CLIENTS)[1]) | {"googleapis-common-protos"} == required_by(CLIENT)
+    of_tests = {item.partition(">")[0] for item in read(PLUGIN)["project"]["optional-dependencies"]["testing"]}
+    foreign = foreign_names(needed(FOR_PLUGINS)[1]) - of_tests
+    assert foreign | {"exchange-service-client"} == required_by(PLUGIN)
 
 
-def test_both_ask_for_the_same_versions_of_what_both_use_and_are_of_one_version() -> None:
-    service, plugin = read(SERVICE)["project"], read(PLUGIN)["project"]
-    shared = [item for item in plugin["dependencies"] if not item.startswith("pydantic")]
-    assert set(shared) <= set(service["dependencies"])
-    assert service["version"] == plugin["version"]
+def test_a_plugins_process_imports_no_grpc() -> None:
+    assert "grpc" not in needed(FOR_PLUGINS)[1]
+
+
+def test_all_ask_for_the_same_versions_of_what_they_share_and_are_of_one_version() -> None:
+    service, plugin, client = (read(project)["project"] for project in (SERVICE, PLUGIN, CLIENT))
+    assert service["version"] == plugin["version"] == client["version"]
+    shared = {item for item in (*plugin["dependencies"], *client["dependencies"]) if not item.startswith("pydantic")}
+    assert shared <= set(service["dependencies"])
+    assert f"exchange-service-client=={client['version']}" in plugin["dependencies"]
     assert f"exchange-service-plugin=={plugin['version']}" in service["dependencies"]
     assert f"exchange-service-plugin[testing]=={plugin['version']}" in service["optional-dependencies"]["testing"]
 

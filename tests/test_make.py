@@ -139,3 +139,16 @@ def test_the_checks_go_on_without_such_a_program_and_fail_if_a_test_behind_it_do
     done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], env=variables, capture_output=True)
     assert done.returncode == code
     assert log.read_text().split() == goals
+
+
+def test_where_there_is_no_apt_the_script_for_go_modules_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "go_modules", tmp_path / "scripts")
+    for name in ("dirname", "rm"):
+        program = shutil.which(name)
+        assert program
+        (tmp_path / name).symlink_to(program)
+    done = subprocess.run(["/bin/sh", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "The Go modules cannot be had from Debian's packages: there is no apt-get or dpkg-deb here." in done.stderr
+    assert "go mod tidy" in done.stderr

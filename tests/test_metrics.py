@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import re
 import socket
 import time
 import urllib.request
@@ -18,10 +20,12 @@ from exchange_service_ccxt_generic.simulator import BinanceSimulator
 from exchange_service_tastytrade.simulator import TastytradeSimulator
 from prometheus_client.parser import text_string_to_metric_families
 
+from exchange_service import __version__
 from exchange_service.app import start_service
 from exchange_service.client import ExchangeServiceClient
-from exchange_service.errors import VenueUnavailable
+from exchange_service.errors import VenueUnavailable, leaves
 from exchange_service.observability import metrics_server
+from exchange_service.observability.families import WATCHED
 from exchange_service.observability.metrics import MAX_WORDS, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.startup_checks import UnsafeSettings, check_settings
 from tests.harness import (
@@ -39,6 +43,7 @@ from tests.harness import (
     until,
 )
 
+ROOT = Path(__file__).parent.parent
 ON_A_FREE_PORT = "127.0.0.1:0"
 
 
@@ -115,7 +120,7 @@ class TestCounts:
             "push_differences_total",
             "push_accounts",
         ):
-            assert sorted(labels["exchange"] for labels in samples.labels(name)) == ["oanda", "other"]
+            assert {labels["exchange"] for labels in samples.labels(name)} == {"oanda", "other"}
 
     def test_an_exchange_that_a_newer_manifest_brings_becomes_one(self) -> None:
         served = {"oanda"}
@@ -137,7 +142,9 @@ class TestCounts:
         for number in range(1000):
             metrics.cache_read(f"kind-{number}")
         metrics.cache_read("alice@example.com")
-        assert len(Samples(metrics.text()).labels("cache_reads_total")) == MAX_WORDS + 1
+        kinds = Samples(metrics.text()).labels("cache_reads_total")
+        assert {"kind": "other"} in kinds
+        assert len(kinds) <= MAX_WORDS + 1
 
     def test_a_breaker_is_in_one_state_and_a_rate_limit_has_its_last_share(self) -> None:
         metrics = Metrics(lambda: {"oanda"})
@@ -197,7 +204,92 @@ class TestCounts:
         assert samples.value("event_loop_stall_seconds_sum") > 0.1
 
 
+def on_the_page() -> dict[str, tuple[str, set[str]]]:
+    """The type and the labels of each metric in docs/metrics.md, by its name."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", page, re.MULTILINE)
+    return {name: (kind, set(re.findall(r"\w+", labels))) for name, kind, labels in rows}
+
+
+def in_the_scrape(text: str) -> dict[str, tuple[str, set[str] | None]]:
+    """The type and the labels of each of our metrics in Prometheus's text; no labels for one without a series yet."""
+    shown: dict[str, tuple[str, set[str] | None]] = {}
+    for family in text_string_to_metric_families(text):
+        # The parser leaves out what Prometheus shows of a counter.
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = [set(sample.labels) - {"le"} for sample in family.samples]
+        if not family.name.startswith(("process_", "python_gc_")):
+            shown[name] = (family.type, labels[0] if labels else None)
+    return shown
+
+
+class TestPage:
+    async def test_the_page_lists_exactly_what_a_running_service_shows_after_calls(self, tmp_path: Path) -> None:
+        plugin = ScriptedPlugin()
+        async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
+            before = await asyncio.to_thread(read, running.service.metrics_address)
+            await running.store()
+            await running.client.get_balance(USER, "fakex")
+            await failure(running.stub.GetBalance(balance_request("nowhere")))
+            text = await asyncio.to_thread(read, running.service.metrics_address)
+        page, shown = on_the_page(), in_the_scrape(text)
+        assert set(shown) == set(page)
+        differing = {name for name, (kind, labels) in shown.items() if kind != page[name][0]}
+        assert differing == set()
+        with_series = {name: labels for name, (_, labels) in shown.items() if labels is not None}
+        assert {name for name, labels in with_series.items() if labels != page[name][1]} == set()
+        assert len(with_series) > len(page) / 2
+        # What a call can lead to was there at 0 before it, but for what an exchange brings that is used.
+        unexpected = {key for key in set(Samples(text)) - set(Samples(before)) if "exchange" not in dict(key[1])}
+        assert {dict(labels)["code"] for _, labels in unexpected} == {"NOT_FOUND"}
+
+    def test_every_metric_has_the_labels_of_its_row(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        metrics.method_served("GetBalance")
+        metrics.fetch_ended("oanda", "VENUE_TIMEOUT", 0.1)
+        metrics.breaker("oanda", "production", "open")
+        metrics.budget_left("oanda", "key", 0.5)
+        metrics.push_came("oanda", "whole")
+        metrics.certificates({"tls_certificate": 0.0})
+        for name in WATCHED.values():
+            metrics.watch(name, lambda: 1)
+        metrics.watch_memory(lambda: 1)
+        metrics.watch_pushes(lambda: {("oanda", "pushed"): 1})
+        metrics.watch_connections(lambda: [("oanda", PushConnections(1, 1, 1))])
+        metrics.watch_processes(lambda: [ProcessOfPlugin("acme", 1, True, 1, 0)])
+        metrics.refresh()
+        assert in_the_scrape(metrics.text().decode()) == on_the_page()
+
+    def test_an_exchange_in_use_has_its_troubles_at_zero(self) -> None:
+        metrics = Metrics(lambda: {"oanda"})
+        metrics.fetch_ended("oanda", "", 0.1)
+        metrics.push_came("oanda", "whole")
+        samples = Samples(metrics.text())
+        for name in ("venue_fetches_total", "push_breaks_total"):
+            assert samples.value(name, exchange="oanda", reason="VENUE_UNAVAILABLE") == 0
+        assert samples.value("venue_fetches_total", exchange="oanda", reason="OK") == 1
+        assert samples.value("venue_retries_total", exchange="oanda") == 0
+        assert samples.value("push_differences_total", exchange="oanda") == 0
+
+
 class TestService:
+    async def test_a_service_that_was_not_called_yet_shows_its_build_and_its_counters_at_zero(
+        self, tmp_path: Path
+    ) -> None:
+        async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), metrics_address=ON_A_FREE_PORT) as running:
+            samples, engine = await scraped(running), running.service.settings.engine_in_use
+        build = {"version": __version__, "python": platform.python_version(), "engine": engine}
+        assert samples.value("build_info", **build) == 1
+        methods = {labels["method"] for labels in samples.labels("call_seconds_count")}
+        assert {"GetBalance", "ListExchanges", "StreamBalances", "ListPlugins"} <= methods
+        assert samples.value("call_seconds_count", method="GetBalance", code="OK") == 0
+        assert {labels["reason"] for labels in samples.labels("call_failures_total")} == {
+            leaf.reason for leaf in leaves()
+        }
+        assert samples.value("balance_reads_total", source="last-good") == 0
+        assert samples.value("credentials_opened_total", reason="CREDENTIAL_UNREADABLE") == 0
+        assert samples.value("venue_refusals_total", reason="SERVICE_OVERLOADED") == 0
+
     async def test_a_running_service_shows_what_it_has_done(self, tmp_path: Path) -> None:
         plugin = ScriptedPlugin()
         async with serving(tmp_path, registry=registry_of(plugin), metrics_address=ON_A_FREE_PORT) as running:
@@ -267,7 +359,8 @@ class TestService:
             await failure(running.stub.GetBalance(balance_request()))
             samples = await scraped(running)
         assert samples.value("call_seconds_count", method="GetBalance", code="UNAVAILABLE") == 1
-        reasons = {labels["reason"] for labels in samples.labels("venue_fetches_total")}
+        fetches = "exchange_service_venue_fetches_total"
+        reasons = {dict(labels)["reason"] for (name, labels), count in samples.items() if name == fetches and count}
         assert reasons == {"VENUE_UNAVAILABLE"}
 
     async def test_a_call_of_an_unknown_method_is_counted_without_its_name(self, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from tests.test_docs import write_documented_plugin
 pytestmark = [pytest.mark.project, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parent.parent
-# The two distributions of the service's package.
-SERVICE = (ROOT, ROOT / "packages" / "exchange-service-plugin")
+# The three distributions of the service's package.
+CLIENT, KIT = ROOT / "clients" / "python", ROOT / "packages" / "exchange-service-plugin"
+SERVICE = (ROOT, CLIENT, KIT)
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+==[^\\\n]+?)\s*\\?$", re.MULTILINE)
 
 
@@ -51,7 +52,8 @@ def install(programs: Path, *what: object) -> None:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheels of the service ("core"), of exchange-service-plugin ("plugin") and of plugins, by their folders."""
+    """The wheels by their folders: of the service "core", of the clients "client", of what plugins need "plugin", and
+    those of plugins."""
     plugins = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
     built = build_wheels(tmp_path_factory.mktemp("wheels"), *SERVICE, *plugins)
     return {name.removeprefix("exchange_service").removeprefix("_") or "core": wheel for name, wheel in built.items()}
@@ -60,7 +62,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Path:
     """A new environment with the core and OANDA's plugin alone; the folder of its programs."""
-    return new_environment(tmp_path_factory.mktemp("clean"), wheels["core"], wheels["plugin"], wheels["oanda"])
+    return new_environment(
+        tmp_path_factory.mktemp("clean"), *(wheels[name] for name in ("core", "client", "plugin", "oanda"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> 
     """A new environment with OANDA's plugin and its test kit, and without the service; the folder of its programs."""
     # The extra, by the wheel's address: no index is asked for it.
     kit = f"exchange-service-plugin[testing] @ {wheels['plugin'].as_uri()}"
-    return new_environment(tmp_path_factory.mktemp("small"), kit, wheels["oanda"])
+    return new_environment(tmp_path_factory.mktemp("small"), kit, wheels["client"], wheels["oanda"])
 
 
 def new_environment(folder: Path, *what: object) -> Path:
@@ -87,26 +91,29 @@ def files_of(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if name.startswith("exchange_service/")}
 
 
-def test_each_file_of_the_package_is_in_one_of_the_two_wheels(wheels: dict[str, Path]) -> None:
+def test_each_file_of_the_package_is_in_one_of_the_three_wheels(wheels: dict[str, Path]) -> None:
     tree = (path for path in (ROOT / "exchange_service").rglob("*") if path.is_file())
     files = {path.relative_to(ROOT).as_posix() for path in tree if path.parent.name != "__pycache__"}
-    core, plugin = files_of(wheels["core"]), files_of(wheels["plugin"])
-    assert not core & plugin
-    assert core | plugin == files
-    assert "exchange_service/py.typed" in plugin
+    parts = [files_of(wheels[name]) for name in ("core", "client", "plugin")]
+    assert set().union(*parts) == files
+    assert sum(map(len, parts)) == len(files)
+    assert "exchange_service/py.typed" in files_of(wheels["client"])
 
 
-def test_the_smaller_wheel_can_be_built_from_its_source_distribution(wheels: dict[str, Path], tmp_path: Path) -> None:
-    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=SERVICE[1])
+@pytest.mark.parametrize(("project", "name"), [(KIT, "plugin"), (CLIENT, "client")])
+def test_the_smaller_wheels_can_be_built_from_their_source_distributions(
+    wheels: dict[str, Path], tmp_path: Path, project: Path, name: str
+) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=project)
     (source,) = tmp_path.glob("*.tar.gz")
     (built,) = build_wheels(tmp_path / "wheels", source).values()
-    assert files_of(built) == files_of(wheels["plugin"])
+    assert files_of(built) == files_of(wheels[name])
 
 
 def test_a_plugin_is_tested_where_the_service_is_not_installed(small: Path, tmp_path: Path) -> None:
     installed = {item["name"].lower() for item in json.loads(pip_list(small))}
     assert "exchange-service-oanda" in installed
-    assert not installed & {"exchange-service", "grpcio", "sqlalchemy", "redis", "typer", "uvloop", "psutil", "rich"}
+    assert not installed & {"exchange-service", "sqlalchemy", "redis", "typer", "uvloop", "psutil", "rich"}
     command = (small / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--exchange-plugin", "oanda")
     output = run(*command, "-k", "manifest or good_credential or missing_field", cwd=tmp_path)
     assert re.search(r"\b\d+ passed", output), output
@@ -178,6 +185,7 @@ class Installed:
 def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> None:
     assert set(wheels) == {
         "core",
+        "client",
         "plugin",
         "alpaca",
         "aster",

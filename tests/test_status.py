@@ -15,6 +15,7 @@ from tests.harness import unpacked
 EXPECTED = """
 INVALID_ARGUMENT     FIELD_INVALID            -
 NOT_FOUND            EXCHANGE_UNKNOWN         -
+NOT_FOUND            EXCHANGE_RETIRED         -
 NOT_FOUND            CREDENTIAL_MISSING       -
 UNAUTHENTICATED      CALLER_UNKNOWN           -
 PERMISSION_DENIED    USER_FORBIDDEN           -

@@ -25,6 +25,7 @@ from exchange_service.errors import (
     CredentialInvalid,
     CredentialMissing,
     DeadlinePassed,
+    ExchangeRetired,
     NotSupported,
     ServiceError,
     StoreUnavailable,
@@ -161,7 +162,8 @@ class Accounts:
             yield line
 
     def _find(self, query: AccountQuery) -> tuple[Account, Listing]:
-        """The account and its listing. Raises ExchangeUnknown, FieldInvalid, or NotSupported if it cannot be read."""
+        """The account and its listing. Raises ExchangeRetired, ExchangeUnknown, FieldInvalid, or NotSupported if it
+        cannot be read."""
         account, listing = self.registry.account(query.user_id, query.exchange_id, query.environment)
         metadata = listing.metadata
         if not metadata.capabilities.balance:
@@ -213,10 +215,15 @@ class Accounts:
 
     def _rows_of(self, query: AccountQuery, stored: list[StoredCredential]) -> tuple[list[StoredCredential], Account]:
         """The rows of an account, and the account; one that no call reads is found by its stored names. Raises
-        ExchangeUnknown, FieldInvalid or NotSupported if it is not found either."""
+        ExchangeUnknown, FieldInvalid or NotSupported if it is not found either, CredentialMissing if the exchange is
+        retired."""
         named = named_rows(stored, query.exchange_id, query.environment)
         try:
             account, listing = self.registry.account(query.user_id, query.exchange_id, query.environment)
+        except ExchangeRetired as retired:
+            if not named:
+                raise _missing(Account(query.user_id, query.exchange_id, query.environment or PRODUCTION)) from retired
+            return named, named[0].account
         except ServiceError:
             if not named:
                 raise

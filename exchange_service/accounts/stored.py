@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from exchange_service.balances.known import KnownState
 from exchange_service.balances.service import Balances
 from exchange_service.credentials import StoredCredential
-from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.errors import CredentialInvalid, ExchangeRetired, ServiceError
 from exchange_service.model import PRODUCTION, Account, ExchangeMetadata
+from exchange_service.tasks import without_origin
 from exchange_service.venues.registry import Registry
 
 
@@ -63,19 +64,22 @@ def show_accounts(rows: Iterable[StoredCredential], registry: Registry, balances
     """Each account once, sorted, with what this replica knows of it."""
     shown: dict[Account, StoredAccount] = {}
     for row in rows:
-        account, is_served = _as_served(row.account, registry)
-        known = balances.known(account) if is_served else KnownState()
+        account, is_served, error = _as_served(row.account, registry)
+        known = balances.known(account) if is_served else KnownState(error=error)
         if account in shown:
             known = KnownState(known.last_fetch_time, _several(account), known.delivery)
         shown[account] = StoredAccount(account, row.stored_time, row.sealed, known)
     return [shown[account] for account in sorted(shown)]
 
 
-def _as_served(account: Account, registry: Registry) -> tuple[Account, bool]:
-    """The account as a call names it, and whether a plugin serves it; as it is stored if none does."""
+def _as_served(account: Account, registry: Registry) -> tuple[Account, bool, ServiceError | None]:
+    """The account as a call names it, and whether a plugin serves it; as it is stored if none does, with the error if
+    one did once."""
     try:
         served, _ = registry.account(account.user_id, account.exchange_id, account.environment, suggest=False)
+    except ExchangeRetired as retired:
+        return account, False, without_origin(retired)
     except ServiceError:
-        return account, False
+        return account, False, None
     # No call finds a row whose exchange has capitals.
-    return (served, True) if served.exchange_id == account.exchange_id else (account, False)
+    return (served, True, None) if served.exchange_id == account.exchange_id else (account, False, None)

@@ -30,6 +30,12 @@ def _calls(app: typer.Typer) -> None:
     calls.add_to(app)
 
 
+def _watch(app: typer.Typer) -> None:
+    from exchange_service.cli import watch
+
+    watch.add_to(app)
+
+
 def _health(app: typer.Typer) -> None:
     from exchange_service.cli import health
 
@@ -72,19 +78,27 @@ def _tokens(app: typer.Typer) -> None:
     app.add_typer(tokens.app, name="tokens")
 
 
+def _monitoring(app: typer.Typer) -> None:
+    from exchange_service.cli import monitoring
+
+    app.add_typer(monitoring.app, name="operate")
+
+
 # In the order of the help. What adds commands imports the module with them.
 _COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
-    **dict.fromkeys(("exchanges", "balance", "watch"), _calls),
+    **dict.fromkeys(("exchanges", "balance"), _calls),
+    "watch": _watch,
     "health": _health,
     "version": _version,
     **dict.fromkeys(("serve", "demo", "doctor"), _operate),
+    "operate": _monitoring,
     "plugins": _plugins,
     "credentials": _credentials,
     "keys": _keys,
     "tokens": _tokens,
 }
 # The commands that run no part of the service, and so write no log lines of ours.
-_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _health, _version))
+_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _watch, _health, _monitoring, _version))
 # Panels cut the names of environment variables at the width of a terminal.
 _PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 

@@ -19,7 +19,7 @@ from exchange_service.settings import Settings
 from exchange_service.venue_gate.status import VenueStatus
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http_pool import VenueHttpPool
-from exchange_service.venues.registry import Registry
+from exchange_service.venues.registry import Registry, retirement
 from exchange_service.wire.balances import read_fetched
 
 
@@ -57,6 +57,9 @@ class Checker:
         An error of the credential or the venue is in the result; ExchangeUnknown, FieldInvalid, CredentialMissing and
         StoreUnavailable are raised.
         """
+        retired = self._registry.retired.get(account.exchange_id.strip().lower())
+        if retired is not None:
+            return CredentialCheck(account, retired.name, error=retirement(retired))
         account, listing = self._registry.account(account.user_id, account.exchange_id, account.environment)
         metadata = listing.metadata
         aliases = metadata.environment_aliases(account.environment)

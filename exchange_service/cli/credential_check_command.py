@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 _ALLOWED = {True: "yes", False: "no", None: "the venue does not say"}
 
 
-@with_settings("database_url", "keyset_file", "exchange_plugins", "venue_urls", "venue_timeout", "outgoing_address")
+@with_settings(
+    *("database_url", "keyset_file", "keyset_key", "keyset_login", "exchange_plugins", "venue_urls", "venue_timeout"),
+    "outgoing_address",
+)
 def check(
     settings: Settings,
     user: Annotated[str, typer.Option("--user", "-u", help="The user that owns the credentials.")],

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, missing_text, plain, run
 from exchange_service.environment import ENVIRONMENT_PREFIX
@@ -37,7 +37,7 @@ _EnvironmentOption = Annotated[str, typer.Option(help="production, sandbox, or t
 
 
 @app.command()
-@with_settings("database_url", "exchange_plugins", "keyset_file")
+@with_settings("database_url", "exchange_plugins", "keyset_file", "keyset_key", "keyset_login")
 def add(
     settings: Settings,
     user: _UserOption,
@@ -182,30 +182,48 @@ def read_credential() -> Credential:
 
 
 @app.command("list")
-@with_settings("database_url")
+@with_settings("database_url", "exchange_plugins")
 def list_stored(
     settings: Settings,
     user: Annotated[str, typer.Option("--user", "-u", help="Only this user's.")] = "",
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
 ) -> None:
-    """List the users and exchanges with a stored credential; never the credentials themselves."""
+    """List the users and exchanges with a stored credential, and why one is not served any more; never the credentials
+    themselves."""
 
     async def show(store: Any) -> None:
         accounts = await (store.accounts(user) if user else store.all_accounts())
+        retired = _retired_exchanges(settings) if accounts else {}
         entries = [
-            {"user_id": account.user_id, "exchange_id": account.exchange_id, "environment": account.environment}
+            {
+                "user_id": account.user_id,
+                "exchange_id": account.exchange_id,
+                "environment": account.environment,
+                "retired": retired.get(account.exchange_id.strip().lower()),
+            }
             for account in accounts
         ]
-
-        def make_table() -> Table:
-            table = Table("user", "exchange", "environment", box=None, pad_edge=False)
-            for entry in entries:
-                table.add_row(*entry.values())
-            return table
-
-        tables.print_list(entries, output, make_table)
+        tables.print_list(entries, output, lambda: _stored_table(entries))
 
     run(with_store(settings, show), output)
+
+
+def _retired_exchanges(settings: Settings) -> dict[str, str]:
+    """What happened to each exchange that was served once, by its id."""
+    from exchange_service.plugin_host.discovery import open_registry
+    from exchange_service.venues.registry import retirement
+
+    return {exchange_id: retirement(entry).message for exchange_id, entry in open_registry(settings).retired.items()}
+
+
+def _stored_table(entries: list[dict[str, Any]]) -> Columns:
+    retired = any(entry["retired"] for entry in entries)
+    names = [Column(title, whole=True) for title in ("user", "exchange", "environment")]
+    table = Columns(*names, *([Column("state")] if retired else []))
+    for entry in entries:
+        state = [f"[yellow]{plain(entry['retired'] or '')}[/]"] if retired else []
+        table.add(*(plain(entry[name]) for name in ("user_id", "exchange_id", "environment")), *state)
+    return table
 
 
 @app.command()

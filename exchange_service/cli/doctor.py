@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,14 +15,18 @@ from exchange_service.cache import open_cache
 from exchange_service.cli.outcome import missing_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
+from exchange_service.credentials.configured_keyset import configured_keyset_text, configured_wrapping
 from exchange_service.credentials.key_check import check_keys
+from exchange_service.credentials.keysets import KeysetInvalid
 from exchange_service.credentials.rewriting import survey
 from exchange_service.credentials.sql import SqlCredentialStore
+from exchange_service.credentials.vault import TokenState
+from exchange_service.credentials.wrapped_keysets import key_version
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.errors import CredentialInvalid, ServiceError
+from exchange_service.errors import CredentialInvalid, ExchangeRetired, ServiceError
 from exchange_service.grpc_server.certificates import UnusableCertificates, ending
 from exchange_service.identity.methods import who_may_call
-from exchange_service.model import Account
+from exchange_service.model import PRODUCTION, Account
 from exchange_service.open_files import limit, most_connections, raise_limit
 from exchange_service.operator.v1.plugin_service_pb2 import PLUGIN_PROCESS_STATE_RUNNING
 from exchange_service.plugin_host import sandbox
@@ -73,6 +79,7 @@ async def examine(settings: Settings) -> list[Finding]:
         findings += await (_check_without_database(store, file) if file else _check_database(store))
         if not file and findings[-1].severity is not Severity.ERROR:
             findings += await _check_keys(store)
+            findings += await asyncio.to_thread(_check_manager, settings)
             findings += await _check_credentials(store, registry)
             findings += await _check_tokens(settings)
     finally:
@@ -262,6 +269,27 @@ async def _check_keys(store: SqlCredentialStore) -> list[Finding]:
     return findings
 
 
+def _check_manager(settings: Settings) -> list[Finding]:
+    """What the manager of a wrapped keyset says: whether the keyset is wrapped with the newest version of its key, and
+    how long our token is valid. That it opens the keyset was seen before."""
+    key, subject = configured_wrapping(settings), "keyset_key"
+    if key is None:
+        return []
+    findings = []
+    try:
+        used, newest = key_version(configured_keyset_text(settings) or ""), key.newest_version()
+        if newest is not None and used != f"v{newest}":
+            text = f"the keyset is wrapped with {used} of {key.name}, and v{newest} is there: `keys rewrap`."
+            findings.append(Finding(Severity.WARNING, subject, text))
+        token = key.look_up_token() if key.access.renews_token else TokenState(None)
+        if token.seconds is not None and not token.renewable:
+            text = f"VAULT_TOKEN ends in {token.seconds:.0f} s and cannot be renewed: rotation fails from then on."
+            findings.append(Finding(Severity.WARNING, subject, text))
+    except KeysetInvalid as invalid:
+        return [Finding(Severity.ERROR, subject, str(invalid))]
+    return findings or [Finding(Severity.WELL, subject, f"{key.name} opens the keyset.")]
+
+
 async def _check_tokens(settings: Settings) -> list[Finding]:
     """Who else may write to the table of service tokens, and whether each of its rows is signed."""
     if not settings.service_tokens:
@@ -298,7 +326,8 @@ async def _check_credentials(store: SqlCredentialStore, registry: Registry) -> l
         subject = f"credential {stored.user_id} {stored.exchange_id} {stored.environment}"
         text = await _credential_problem(store, registry, stored)
         if text:
-            findings.append(Finding(Severity.ERROR, subject, text))
+            retired = stored.exchange_id.strip().lower() in registry.retired
+            findings.append(Finding(Severity.WARNING if retired else Severity.ERROR, subject, text))
     if not findings:
         findings.append(Finding(Severity.WELL, "credentials", f"{len(accounts)} stored, each with its fields."))
     return findings
@@ -311,7 +340,16 @@ async def _credential_problem(store: SqlCredentialStore, registry: Registry, sto
         if reference is None:
             return "the row is not found by its own user, exchange and environment; check its environment."
         return missing_text(missing_fields(listing.metadata, await store.open(reference)))
+    except ExchangeRetired as retired:
+        return f"{retired.message} Remove it: {_removal(stored)}."
     except CredentialInvalid as invalid:
         return invalid.text
     except ServiceError as error:
         return error.text
+
+
+def _removal(stored: Account) -> str:
+    """The command that removes a stored credential."""
+    words = ("credentials", "remove", "-u", stored.user_id, "-e", stored.exchange_id)
+    environment = () if stored.environment == PRODUCTION else ("--environment", stored.environment)
+    return f"`exchange-service {shlex.join((*words, *environment))}`"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.credentials import with_store
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, fail, messages, plain, run
@@ -20,29 +21,114 @@ from exchange_service.settings import Settings
 if TYPE_CHECKING:
     from exchange_service.credentials.keysets import Keyset
     from exchange_service.credentials.sql import SqlCredentialStore
+    from exchange_service.credentials.vault import TransitKey
 
 app = typer.Typer(help="Make, rotate, show and retire the keys that seal credentials.", no_args_is_help=True)
 
 
-@app.command()
-def create(file: Annotated[Path, typer.Argument(help="The new file; it must not exist yet.")]) -> None:
-    """Make a keyset of one new key, in a new file that only your user can read."""
-    from exchange_service.credentials.keyset_files import create_keyset_file
-    from exchange_service.credentials.keysets import KeysetInvalid
+_MANAGER = ("keyset_key", "keyset_login")
 
-    try:
-        keyset = create_keyset_file(file)
-    except KeysetInvalid as invalid:
-        fail(str(invalid), ExitCode.ACT)
+
+@app.command()
+@with_settings(*_MANAGER)
+def create(
+    settings: Settings, file: Annotated[Path, typer.Argument(help="The new file; it must not exist yet.")]
+) -> None:
+    """Make a keyset of one new key, in a new file that only your user can read. With keyset_key it is wrapped by that
+    key of a manager."""
+    from exchange_service.credentials.keyset_files import create_keyset_file
+
+    wrapping = _wrapping(settings)
+    with _refusals():
+        keyset = create_keyset_file(file, wrapping)
+    wrapped = f", wrapped with {wrapping.name}" if wrapping else ""
+    also = " and the manager's key" if wrapping else ""
     messages.print(
-        f"Made {plain(str(file))} with the key {keyset.primary}. Set keyset_file to it, and keep a copy in another "
-        "safe place, apart from the database's backups: without the key, what it seals cannot be opened.",
+        f"Made {plain(str(file))} with the key {keyset.primary}{wrapped}. Set keyset_file to it, and keep a copy in "
+        f"another safe place, apart from the database's backups: without the key{also}, what it seals cannot be "
+        "opened.",
         soft_wrap=True,
     )
 
 
 @app.command()
-@with_settings("keyset_file")
+@with_settings("keyset_file", *_MANAGER)
+def wrap(settings: Settings) -> None:
+    """Let keyset_key, a key of a manager, wrap the plain keyset file. Afterwards the file alone opens nothing."""
+    _convert(settings, opens=False, writes=True)
+    assert settings.keyset_file is not None
+    messages.print(
+        f"Wrapped {plain(str(settings.keyset_file))} with {plain(settings.keyset_key or '')}. Copies and backups of "
+        "the plain file still open what it seals: remove them, or rotate the keys.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@with_settings("keyset_file", *_MANAGER)
+def unwrap(settings: Settings) -> None:
+    """Write the wrapped keyset file in plain again, to do without the manager. Then unset keyset_key."""
+    _convert(settings, opens=True, writes=False)
+    assert settings.keyset_file is not None
+    messages.print(f"Wrote {plain(str(settings.keyset_file))} in plain: unset keyset_key.", soft_wrap=True)
+
+
+@app.command()
+@with_settings("keyset_file", *_MANAGER)
+def rewrap(settings: Settings) -> None:
+    """Wrap the keyset file again, with the newest version of the manager's key. The keys in it stay the same."""
+    from exchange_service.credentials.configured_keyset import configured_keyset_text
+    from exchange_service.credentials.wrapped_keysets import key_version
+
+    versions = []
+    with _refusals():
+        versions.append(key_version(configured_keyset_text(settings) or ""))
+        _convert(settings, opens=True, writes=True)
+        versions.append(key_version(configured_keyset_text(settings) or ""))
+    messages.print(f"Wrapped with {plain(versions[1])} of the key; before it was {plain(versions[0])}.")
+
+
+def _convert(settings: Settings, *, opens: bool, writes: bool) -> None:
+    """Write the same keyset in another form: wrapped or plain."""
+    from exchange_service.credentials.keyset_files import convert_keyset_file
+
+    wrapping = _wrapping(settings)
+    if wrapping is None:
+        fail(
+            "keyset_key names the manager's key; set it, such as vault://transit/keys/exchange-service", ExitCode.USAGE
+        )
+    with _refusals():
+        convert_keyset_file(
+            _require_file(settings), lambda keyset: keyset, wrapping if opens else None, wrapping if writes else None
+        )
+
+
+def _wrapping(settings: Settings) -> TransitKey | None:
+    """The manager's key, or None. Ends the command if it cannot be asked."""
+    if settings.keyset_key is None:
+        return None
+    from exchange_service.credentials.configured_keyset import configured_wrapping
+    from exchange_service.credentials.vault import unusable
+
+    if problem := unusable(settings.keyset_login):
+        fail(problem, ExitCode.ACT)
+    return configured_wrapping(settings)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End the command with the sentence of a keyset that cannot be used."""
+    from exchange_service.credentials.keysets import KeysetInvalid
+    from exchange_service.credentials.wrapped_keysets import KeysetAway
+
+    try:
+        yield
+    except KeysetInvalid as invalid:
+        fail(str(invalid), ExitCode.AGAIN if isinstance(invalid, KeysetAway) else ExitCode.ACT)
+
+
+@app.command()
+@with_settings("keyset_file", *_MANAGER)
 def rotate(
     settings: Settings,
     add_only: Annotated[
@@ -73,7 +159,7 @@ def rotate(
 
 
 @app.command()
-@with_settings("database_url", "keyset_file")
+@with_settings("database_url", "keyset_file", *_MANAGER)
 def status(
     settings: Settings,
     output: Annotated[Output, typer.Option("--output", "-o", envvar=f"{ENVIRONMENT_PREFIX}OUTPUT")] = Output.TABLE,
@@ -106,17 +192,17 @@ def _list_keys(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, 
     return entries
 
 
-def _make_table(entries: list[dict[str, Any]]) -> Table:
-    table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
+def _make_table(entries: list[dict[str, Any]]) -> Columns:
+    table = Columns(Column("key", whole=True), Column("seals"), Column("created"), Column("values", whole=True))
     for entry in entries:
         name = plain(entry["key"]) or "(damaged)"
         created = entry["created"] or "[red]not in the keyset[/]"
-        table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
+        table.add(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
     return table
 
 
 @app.command()
-@with_settings("database_url", "keyset_file")
+@with_settings("database_url", "keyset_file", *_MANAGER)
 def retire(
     settings: Settings, key: Annotated[str, typer.Argument(help="The key's id, as `keys status` shows it.")]
 ) -> None:
@@ -158,24 +244,26 @@ def retire(
 
 
 def _read_keyset(settings: Settings) -> Keyset:
-    from exchange_service.credentials.keysets import parse_keyset, read_keyset
+    from exchange_service.credentials.configured_keyset import configured_keyset
 
-    if settings.keyset_file is not None:
-        return read_keyset(settings.keyset_file)
-    assert settings.keyset is not None
-    return parse_keyset(settings.keyset.get_secret_value())
+    with _refusals():
+        keyset = configured_keyset(settings)
+    assert keyset is not None
+    return keyset
 
 
-def _change_file(settings: Settings, change: Callable[[Keyset], Keyset]) -> Keyset:
-    from exchange_service.credentials.keyset_files import change_keyset_file
-    from exchange_service.credentials.keysets import KeysetInvalid
-
+def _require_file(settings: Settings) -> Path:
     if settings.keyset_file is None:
         fail(
             "only a keyset_file can be changed here; change a keyset from the environment where it is stored",
             ExitCode.USAGE,
         )
-    try:
-        return change_keyset_file(settings.keyset_file, change)
-    except KeysetInvalid as invalid:
-        fail(str(invalid), ExitCode.ACT)
+    return settings.keyset_file
+
+
+def _change_file(settings: Settings, change: Callable[[Keyset], Keyset]) -> Keyset:
+    from exchange_service.credentials.keyset_files import change_keyset_file
+
+    wrapping = _wrapping(settings)
+    with _refusals():
+        return change_keyset_file(_require_file(settings), change, wrapping)

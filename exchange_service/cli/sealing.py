@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exchange_service.credentials.rewriting import Change, Choice
     from exchange_service.credentials.sql import SqlCredentialStore
 
-_SETTINGS = ("database_url", "keyset_file")
+_SETTINGS = ("database_url", "keyset_file", "keyset_key", "keyset_login")
 _REPORT_EVERY = 500
 _User = Annotated[str, typer.Option("--user", "-u", help="Only this user's.")]
 _Exchange = Annotated[str, typer.Option("--exchange", "-e", help="Only this exchange's.")]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 
-from exchange_service.credentials.key_providers import FileKeys, GivenKeys, KeyProvider
+from exchange_service.credentials.configured_keyset import configured_wrapping
+from exchange_service.credentials.key_providers import FileKeys, GivenKeys, KeyProvider, WrappedKeys
 from exchange_service.credentials.sql import SqlCredentialStore, open_store
 from exchange_service.settings import Settings
 
 
 def configured_keys(settings: Settings) -> KeyProvider | None:
     """The keys that the settings name, or None. A keyset that cannot be used says so by its `problem`."""
+    wrapping = configured_wrapping(settings)
     if settings.keyset_file is not None:
-        return FileKeys(settings.keyset_file)
+        return WrappedKeys(settings.keyset_file, wrapping) if wrapping else FileKeys(settings.keyset_file)
     if settings.keyset is not None:
-        return GivenKeys(settings.keyset.get_secret_value())
+        text = settings.keyset.get_secret_value()
+        return WrappedKeys(text, wrapping) if wrapping else GivenKeys(text)
     return None
 
 

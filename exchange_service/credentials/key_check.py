@@ -59,7 +59,7 @@ async def check_keys(store: SqlCredentialStore, had: frozenset[str] = frozenset(
     problems = [problem] if problem else []
     try:
         known = await keys.known()
-    except CredentialUnreadable:
+    except (CredentialUnreadable, StoreUnavailable):
         return KeyCheck(tuple(problems), False)
     users, samples = await _read_samples(store, known | had)
     opened = unopened = 0

@@ -9,17 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from exchange_service.credentials.keysets import Keyset, KeysetInvalid, new_keyset, read_keyset
+from exchange_service.credentials.keysets import Keyset, KeysetInvalid, new_keyset, read_keyset_text
+from exchange_service.credentials.wrapped_keysets import KeysetWrapping, open_keyset, wrapped_text
 
 
-def create_keyset_file(path: Path) -> Keyset:
-    """Write a keyset of one new key to a new file for our user alone; KeysetInvalid if the file exists already."""
+def create_keyset_file(path: Path, wrapping: KeysetWrapping | None = None) -> Keyset:
+    """Write a keyset of one new key to a new file for our user alone; KeysetInvalid if the file exists already.
+
+    With `wrapping` the manager of keys encrypts it first, and nothing is written if that fails.
+    """
     keyset = new_keyset()
+    text = wrapped_text(keyset, wrapping)
     try:
         with _lock_folder(path.parent):
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             try:
-                _write(descriptor, keyset)
+                _write(descriptor, text)
             except OSError:
                 os.unlink(path)
                 raise
@@ -30,22 +35,36 @@ def create_keyset_file(path: Path) -> Keyset:
     return keyset
 
 
-def change_keyset_file(path: Path, change: Callable[[Keyset], Keyset]) -> Keyset:
+def change_keyset_file(
+    path: Path, change: Callable[[Keyset], Keyset], wrapping: KeysetWrapping | None = None
+) -> Keyset:
     """Replace the file's keyset by the result of `change`, in one step; simultaneous changes are made in turn.
 
     A reader sees the old or the new keyset and nothing between. A key that is taken away is kept in `retired_file`.
-    KeysetInvalid if the file cannot be read or replaced.
+    With `wrapping` the file is wrapped before and after. KeysetInvalid if the file cannot be read or replaced.
     """
+    return convert_keyset_file(path, change, wrapping, wrapping)
+
+
+def convert_keyset_file(
+    path: Path,
+    change: Callable[[Keyset], Keyset],
+    opened_by: KeysetWrapping | None,
+    written_by: KeysetWrapping | None,
+) -> Keyset:
+    """As `change_keyset_file`, from one form to another: None is plain."""
     # A link's target is replaced, and not the link.
     path = path.resolve()
     try:
         with _lock_folder(path.parent):
-            before = read_keyset(path)
+            before = open_keyset(read_keyset_text(path)[0], opened_by)
             keyset = change(before)
+            text = wrapped_text(keyset, written_by)
             owner = path.stat()
             for key_id in before.keys.keys() - keyset.keys.keys():
-                _replace(retired_file(path, key_id), Keyset(key_id, {key_id: before.keys[key_id]}), owner)
-            _replace(path, keyset, owner)
+                retired = wrapped_text(Keyset(key_id, {key_id: before.keys[key_id]}), written_by)
+                _replace(retired_file(path, key_id), retired, owner)
+            _replace(path, text, owner)
     except OSError as error:
         raise KeysetInvalid(f"The keyset file {path} cannot be replaced ({error.strerror}).") from None
     return keyset
@@ -57,10 +76,10 @@ def retired_file(path: Path, key_id: str) -> Path:
     return path.with_name(f"{path.name}.retired-{key_id}")
 
 
-def _replace(path: Path, keyset: Keyset, owner: os.stat_result) -> None:
+def _replace(path: Path, text: str, owner: os.stat_result) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        _write(descriptor, keyset)
+        _write(descriptor, text)
         # If another user rotates the service's keys, most often root, the service must still be able to read them.
         if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
             os.chown(temporary, owner.st_uid, owner.st_gid)
@@ -71,10 +90,10 @@ def _replace(path: Path, keyset: Keyset, owner: os.stat_result) -> None:
         raise
 
 
-def _write(descriptor: int, keyset: Keyset) -> None:
-    """Write the keyset to the disk itself: values sealed with a key that a power cut loses cannot be opened again."""
+def _write(descriptor: int, text: str) -> None:
+    """Write a keyset to the disk itself: values sealed with a key that a power cut loses cannot be opened again."""
     with os.fdopen(descriptor, "w") as file:
-        file.write(keyset.as_text())
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

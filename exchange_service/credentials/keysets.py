@@ -30,6 +30,8 @@ _NONCE_BYTES = 12
 # A keyset is small; a larger file is something else.
 _LARGEST_FILE = 256 * 1024
 KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# How a file names the key of a manager. It may be shown.
+_MANAGED_KEY = re.compile(r"[a-z]{1,16}://[A-Za-z0-9._/-]{1,200}")
 
 
 class KeysetInvalid(Exception):
@@ -157,8 +159,20 @@ def parse_keyset(text: str) -> Keyset:
     raise KeysetInvalid(f"The keyset cannot be used: {problem}.")
 
 
+def wrapped_parts(value: object) -> tuple[str, str] | None:
+    """What a wrapped keyset is wrapped with, and its ciphertext; None for anything else. See wrapped_keysets.py."""
+    if not isinstance(value, dict) or value.keys() != {"wrapped_with", "ciphertext"}:
+        return None
+    wrapped_with, ciphertext = value["wrapped_with"], value["ciphertext"]
+    if not isinstance(wrapped_with, str) or not _MANAGED_KEY.fullmatch(wrapped_with) or not isinstance(ciphertext, str):
+        return None
+    return wrapped_with, ciphertext
+
+
 def _read_entries(value: dict[str, Any]) -> Keyset | str:
     """The keyset, or what is wrong with it."""
+    if parts := wrapped_parts(value):
+        return f"it is wrapped with {parts[0]}; set keyset_key to that"
     primary, entries = value.get("primary"), value.get("keys")
     if not isinstance(entries, dict) or not isinstance(primary, str) or value.keys() != {"primary", "keys"}:
         return "it should have primary and keys, and no more"
@@ -197,8 +211,20 @@ def read_keyset(path: str | Path) -> Keyset:
     return read_keyset_version(Path(path))[0]
 
 
+def _rights_of_group(status: os.stat_result) -> int:
+    """The rights that others may have: systemd and Kubernetes give secrets of root's to a service by one group's."""
+    return 0o040 if status.st_uid == 0 and os.geteuid() != 0 else 0
+
+
 def read_keyset_version(path: Path) -> tuple[Keyset, FileVersion]:
     """As `read_keyset`, with the version of the file that was read."""
+    text, version = read_keyset_text(path)
+    return parse_keyset(text), version
+
+
+def read_keyset_text(path: Path) -> tuple[str, FileVersion]:
+    """What a keyset's file holds, and its version; KeysetInvalid if it cannot be read, or if other users can read it
+    too."""
     try:
         # Status and content are those of one open file, even if its name is given to another file meanwhile.
         with path.open("rb") as file:
@@ -206,6 +232,6 @@ def read_keyset_version(path: Path) -> tuple[Keyset, FileVersion]:
             data = file.read(_LARGEST_FILE) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
         raise KeysetInvalid(f"The keyset file {path} cannot be read ({error.strerror}).") from None
-    if status.st_mode & 0o077:
+    if status.st_mode & 0o077 & ~_rights_of_group(status):
         raise KeysetInvalid(f"Other users of this machine have rights on the keyset file: chmod 600 {path}")
-    return parse_keyset(data.decode("utf-8", "replace")), file_version(status)
+    return data.decode("utf-8", "replace"), file_version(status)

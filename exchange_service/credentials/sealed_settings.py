@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from exchange_service.credentials.configured_keyset import configured_keyset
 from exchange_service.credentials.key_providers import KeyProvider
-from exchange_service.credentials.keysets import KeysetInvalid, parse_keyset, read_keyset
+from exchange_service.credentials.keysets import KeysetInvalid
 from exchange_service.credentials.sealing import AssociatedData, is_sealed, key_id_of, open_value, seal
 from exchange_service.errors import CredentialUnreadable
 from exchange_service.settings import Settings
@@ -36,11 +37,8 @@ def open_setting(text: str, plugin: str, setting: str, settings: Settings) -> st
     """The value that `seal_setting` sealed, by the keyset of the service's settings. Raises SettingUnreadable."""
     again = f"Seal it again: `exchange-service plugins seal {plugin} {setting}`."
     try:
-        if settings.keyset_file is not None:
-            keyset = read_keyset(settings.keyset_file)
-        elif settings.keyset is not None:
-            keyset = parse_keyset(settings.keyset.get_secret_value())
-        else:
+        keyset = configured_keyset(settings)
+        if keyset is None:
             raise SettingUnreadable("is sealed, and there is no keyset: set keyset_file.")
         value = open_value(text, keyset, column=setting, user_id=plugin, exchange="", table=_PLACE)
     except KeysetInvalid:

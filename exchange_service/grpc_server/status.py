@@ -38,6 +38,9 @@ _CALLER, _USER, _OPERATOR, _NOBODY = "caller", "user", "operator", "nobody"
 TABLE: dict[type[errors.ServiceError], StatusRow] = {
     errors.FieldInvalid: StatusRow(_C.INVALID_ARGUMENT, _CALLER, "Correct the field and call again."),
     errors.ExchangeUnknown: StatusRow(_C.NOT_FOUND, _CALLER, "List the exchanges to see every id."),
+    errors.ExchangeRetired: StatusRow(
+        _C.NOT_FOUND, _USER, "Remove its credential: no balance can be read there any more."
+    ),
     errors.CredentialMissing: StatusRow(_C.NOT_FOUND, _USER, "Store a credential for this account."),
     errors.CallerUnknown: StatusRow(_C.UNAUTHENTICATED, _CALLER, "Send a valid token or client certificate."),
     errors.UserForbidden: StatusRow(_C.PERMISSION_DENIED, _CALLER, "Ask for a user within your own scope."),

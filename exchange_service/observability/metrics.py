@@ -11,6 +11,7 @@ tree, and at most `MAX_WORDS` other words become labels; everything else is coun
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 import time
 from bisect import bisect_left
@@ -22,7 +23,10 @@ from functools import cached_property
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from exchange_service import __version__
 from exchange_service.errors import leaves
+from exchange_service.observability import families
+from exchange_service.observability.families import Family
 
 OTHER = "other"
 # The reason of a fetch or call that succeeded.
@@ -88,14 +92,24 @@ class PushConnections:
     opened: int
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What serves: the `engine` of gRPC, and the versions of the service and of Python."""
+
+    engine: str = ""
+    version: str = __version__
+    python: str = platform.python_version()
+
+
 class Metrics:
     """The metrics of one service. `exchanges` returns the ids that may become labels at present.
 
     `Metrics()` is cheap, and counts every exchange under "other": use it where no one reads the metrics.
     """
 
-    def __init__(self, exchanges: Callable[[], Container[str]] = tuple) -> None:
+    def __init__(self, exchanges: Callable[[], Container[str]] = tuple, build: Build | None = None) -> None:
         self._exchanges = exchanges
+        self._build = build or Build()
         self._reasons = frozenset((*(leaf.reason for leaf in leaves()), CANCELLED))
         self._words: dict[str, str] = {}
         self._calls: dict[_Labels, _Histogram] = defaultdict(lambda: _Histogram(_DURATIONS))
@@ -103,13 +117,14 @@ class Metrics:
         self._fetch_times: dict[_Labels, _Histogram] = defaultdict(lambda: _Histogram(_DURATIONS))
         self._stream_ages = _Histogram(_AGES)
         self._stalls = _Histogram(_STALLS)
-        self._failures: dict[_Labels, int] = defaultdict(int)
-        self._reads: dict[_Labels, int] = defaultdict(int)
-        self._cache_reads: dict[_Labels, int] = defaultdict(int)
+        # What may be counted is there at zero: a counter that appears with its first event hides that event from rates.
+        self._failures = _at_zero(leaf.reason for leaf in leaves())
+        self._reads = _at_zero(self._word(source) for source in ("cache", "last-good", "venue"))
+        self._cache_reads = _at_zero(self._word(kind) for kind in ("process", "shared", "nowhere"))
         self._written: dict[_Labels, int] = defaultdict(int, {(): 0})
         self._retries: dict[_Labels, int] = defaultdict(int)
-        self._refused: dict[_Labels, int] = defaultdict(int)
-        self._credentials: dict[_Labels, int] = defaultdict(int)
+        self._refused = _at_zero(families.REFUSALS)
+        self._credentials = _at_zero((WELL, *families.NOT_OPENED))
         self._budgets: dict[_Labels, float] = {}
         self._breakers: dict[_Labels, str] = {}
         self._certificates: dict[str, float] = {}
@@ -139,6 +154,10 @@ class Metrics:
 
     # Events
 
+    def method_served(self, method: str) -> None:
+        """A method that is served, so that its calls are shown before the first one."""
+        self._calls[method, WELL]
+
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """A call ended: `method` is its name without the service, `code` the name of its status, such as "OK"."""
         self._calls[method, code].add(seconds)
@@ -150,6 +169,10 @@ class Metrics:
     def fetch_ended(self, exchange: str, reason: str, seconds: float) -> None:
         """A fetch of a balance from a venue ended: with a `reason` of the error tree, or "" if it succeeded."""
         exchange = self._exchange(exchange)
+        if (exchange,) not in self._fetch_times:
+            self._retries[(exchange,)] += 0
+            for known in (WELL, *families.TROUBLE):
+                self._fetches[exchange, known] += 0
         self._fetches[exchange, self._reason(reason)] += 1
         self._fetch_times[(exchange,)].add(seconds)
 
@@ -206,7 +229,7 @@ class Metrics:
 
     def push_came(self, exchange: str, kind: str) -> None:
         """A venue pushed something of an account: a "whole" balance or a "hint"."""
-        self._pushes[self._exchange(exchange), self._word(kind)] += 1
+        self._pushes[self._known_to_push(exchange), self._word(kind)] += 1
 
     def push_stored(self, seconds: float) -> None:
         """A pushed balance was handed to the subscribers and the cache so many seconds after it came."""
@@ -214,11 +237,11 @@ class Metrics:
 
     def push_broken(self, exchange: str, reason: str) -> None:
         """The push of an account ended, or did not come to stand, for this reason of the error tree."""
-        self._push_breaks[self._exchange(exchange), self._reason(reason)] += 1
+        self._push_breaks[self._known_to_push(exchange), self._reason(reason)] += 1
 
     def push_difference(self, exchange: str) -> None:
         """A reconciling read found other totals than the pushes had brought."""
-        self._push_differences[(self._exchange(exchange),)] += 1
+        self._push_differences[(self._known_to_push(exchange),)] += 1
 
     # The event loop
 
@@ -284,98 +307,61 @@ class Metrics:
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics as families of the library, which calls this."""
-        name = "exchange_service_"
-        yield _histograms(name + "call_seconds", "Calls by method and status.", ("method", "code"), self._calls)
-        yield _counts(name + "call_failures", "Failed calls by reason.", ("reason",), self._failures)
-        yield _counts(name + "venue_fetches", "Balances fetched from venues.", ("exchange", "reason"), self._fetches)
-        yield _histograms(
-            name + "venue_fetch_seconds", "Duration of fetches from venues.", ("exchange",), self._fetch_times
-        )
-        yield _counts(name + "balance_reads", "Balances returned to callers, by source.", ("source",), self._reads)
-        yield _counts(
-            name + "cache_reads", "Balances looked for in the cache, by where they were.", ("kind",), self._cache_reads
-        )
-        yield _counts(
-            name + "venue_retries", "Failed requests to venues that were sent again.", ("exchange",), self._retries
-        )
-        yield _counts(
-            name + "venue_refusals", "Requests not sent, to spare the venue or the service.", ("reason",), self._refused
-        )
-        yield _counts(name + "stream_messages", "Messages written to streams.", (), self._written)
-        yield _counts(name + "credentials_opened", "Stored credentials opened.", ("reason",), self._credentials)
-        yield _histograms(
-            name + "stream_value_age_seconds",
-            "Age of balances when they became events of streams.",
-            (),
-            {(): self._stream_ages},
-        )
-        yield _histograms(
-            name + "event_loop_stall_seconds", "How late the event loop ran timers.", (), {(): self._stalls}
-        )
-        yield from self._push_families(name + "push")
-        yield from self._gauges(name)
+        """All metrics as families of the library, which calls this; each has a row in `families.SECTIONS`."""
+        yield _gauges(families.BUILD_INFO, {(self._build.version, self._build.python, self._build.engine): 1.0})
+        yield _histograms(families.CALL_SECONDS, self._calls)
+        yield _counts(families.CALL_FAILURES, self._failures)
+        yield _counts(families.BALANCE_READS, self._reads)
+        yield _counts(families.CACHE_READS, self._cache_reads)
+        yield _counts(families.VENUE_FETCHES, self._fetches)
+        yield _histograms(families.VENUE_FETCH_SECONDS, self._fetch_times)
+        yield _counts(families.VENUE_RETRIES, self._retries)
+        yield _counts(families.VENUE_REFUSALS, self._refused)
+        yield _gauges(families.VENUE_BUDGET_LEFT, self._budgets)
+        yield _gauges(families.VENUE_BREAKER, {(*of, state): 1.0 for of, state in list(self._breakers.items())})
+        yield _counts(families.CREDENTIALS_OPENED, self._credentials)
+        yield _counts(families.STREAM_MESSAGES, self._written)
+        yield _histograms(families.STREAM_VALUE_AGE, {(): self._stream_ages})
+        yield from self._push_families()
+        yield from self._state_families()
 
-    def _push_families(self, name: str) -> Iterator[Metric]:
-        yield _counts(name + "es", "Pushes of venues, by what they held.", ("exchange", "kind"), self._pushes)
-        yield _counts(
-            name + "_breaks",
-            "Pushes of an account that ended or did not begin.",
-            ("exchange", "reason"),
-            self._push_breaks,
-        )
-        yield _counts(
-            name + "_differences",
-            "Reads that found other totals than the pushes had brought.",
-            ("exchange",),
-            self._push_differences,
-        )
-        yield _histograms(
-            name + "_delay_seconds",
-            "From the arrival of a pushed balance until it was stored.",
-            (),
-            {(): self._push_delays},
-        )
-        accounts = GaugeMetricFamily(
-            name + "_accounts",
-            "Followed accounts of venues that push: pushed, or why they are polled.",
-            labels=("exchange", "delivery"),
-        )
-        for labels, count in self._followed.items():
-            accounts.add_metric(labels, count)
-        yield accounts
-        yield from _connection_families(name, self._connections)
+    def _push_families(self) -> Iterator[Metric]:
+        yield _counts(families.PUSHES, self._pushes)
+        yield _counts(families.PUSH_BREAKS, self._push_breaks)
+        yield _counts(families.PUSH_DIFFERENCES, self._push_differences)
+        yield _histograms(families.PUSH_DELAY, {(): self._push_delays})
+        yield _gauges(families.PUSH_ACCOUNTS, self._followed)
+        connections = self._connections.items()
+        yield _counts(families.PUSH_CONNECTIONS_OPENED, {of: figures.opened for of, figures in connections})
+        yield _gauges(families.PUSH_CONNECTIONS_OPEN, {of: figures.open for of, figures in connections})
+        yield _gauges(families.PUSH_SUBSCRIPTIONS_OPEN, {of: figures.subscriptions for of, figures in connections})
 
-    def _gauges(self, name: str) -> Iterator[Metric]:
-        budgets = GaugeMetricFamily(
-            name + "venue_budget_left", "Unused share of a venue's limit.", labels=("exchange", "scope")
-        )
-        for labels, share in list(self._budgets.items()):
-            budgets.add_metric(labels, share)
-        yield budgets
-        breakers = GaugeMetricFamily(
-            name + "venue_breaker",
-            "1 for the present state of a venue's circuit breaker.",
-            labels=("exchange", "environment", "state"),
-        )
-        for labels, state in list(self._breakers.items()):
-            breakers.add_metric((*labels, state), 1.0)
-        yield breakers
-        days = GaugeMetricFamily(
-            name + "certificate_days_left", "Days until a certificate of the server ends.", labels=("file",)
-        )
-        for file, end in self._certificates.items():
-            days.add_metric((file,), (end - time.time()) / 86400)
-        yield days
-        for watched, count in self._levels.items():
-            yield GaugeMetricFamily(f"{name}{watched}_open", f"How many {watched} are open now.", value=count)
-        if self._memory_left is not None:
-            text = "Memory that is left before new streams are refused."
-            yield GaugeMetricFamily(name + "memory_left_bytes", text, value=self._memory_left)
-        yield from _process_families(name + "plugin_process_", self._processes_seen)
+    def _state_families(self) -> Iterator[Metric]:
+        for family, watched in families.WATCHED.items():
+            yield _gauges(family, {(): self._levels[watched]} if watched in self._levels else {})
+        yield _histograms(families.EVENT_LOOP_STALL, {(): self._stalls})
+        yield _gauges(families.MEMORY_LEFT, {} if self._memory_left is None else {(): self._memory_left})
+        now = time.time()
+        days: dict[_Labels, float] = {(file,): (end - now) / 86400 for file, end in self._certificates.items()}
+        yield _gauges(families.CERTIFICATE_DAYS_LEFT, days)
+        processes = {(process.plugin, str(process.number)): process for process in self._processes_seen}
+        yield _gauges(families.PROCESS_RUNNING, {of: float(process.running) for of, process in processes.items()})
+        yield _gauges(families.PROCESS_MEMORY, {of: process.memory for of, process in processes.items()})
+        yield _counts(families.PROCESS_RESTARTS, {of: process.restarts for of, process in processes.items()})
 
     def _exchange(self, exchange: str) -> str:
         return exchange if exchange in self._exchanges() else OTHER
+
+    def _known_to_push(self, exchange: str) -> str:
+        """The exchange as a label; with the first event of its pushes, all that may follow is there at zero."""
+        exchange = self._exchange(exchange)
+        if (exchange,) not in self._push_differences:
+            self._push_differences[(exchange,)] = 0
+            for kind in ("whole", "hint"):
+                self._pushes[exchange, self._word(kind)] += 0
+            for reason in families.TROUBLE:
+                self._push_breaks[exchange, reason] += 0
+        return exchange
 
     def _reason(self, reason: str) -> str:
         if not reason:
@@ -392,42 +378,26 @@ class Metrics:
         return self._words.setdefault(word, word)
 
 
-def _histograms(name: str, text: str, labels: Sequence[str], histograms: Mapping[_Labels, _Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=labels)
+def _at_zero(words: Iterable[str]) -> dict[_Labels, int]:
+    return defaultdict(int, {(word,): 0 for word in words})
+
+
+def _histograms(family: Family, histograms: Mapping[_Labels, _Histogram]) -> Metric:
+    shown = HistogramMetricFamily(family.full_name, family.text, labels=family.labels)
     for values, histogram in list(histograms.items()):
-        family.add_metric(values, buckets=histogram.buckets(), sum_value=histogram.total)
-    return family
+        shown.add_metric(values, buckets=histogram.buckets(), sum_value=histogram.total)
+    return shown
 
 
-def _counts(name: str, text: str, labels: Sequence[str], counts: Mapping[_Labels, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
+def _counts(family: Family, counts: Mapping[_Labels, int]) -> Metric:
+    shown = CounterMetricFamily(family.full_name, family.text, labels=family.labels)
     for values, count in list(counts.items()):
-        family.add_metric(values, count)
-    return family
+        shown.add_metric(values, count)
+    return shown
 
 
-def _connection_families(name: str, connections: Mapping[_Labels, PushConnections]) -> Iterator[Metric]:
-    labels = ("exchange",)
-    opened = CounterMetricFamily(name + "_connections_opened", "Connections opened for pushes.", labels=labels)
-    open_now = GaugeMetricFamily(name + "_connections_open", "Connections that are open for pushes.", labels=labels)
-    subscriptions = GaugeMetricFamily(
-        name + "_subscriptions_open", "Subscriptions on these connections.", labels=labels
-    )
-    for values, figures in connections.items():
-        opened.add_metric(values, figures.opened)
-        open_now.add_metric(values, figures.open)
-        subscriptions.add_metric(values, figures.subscriptions)
-    yield from (opened, open_now, subscriptions)
-
-
-def _process_families(name: str, processes: Iterable[ProcessOfPlugin]) -> Iterator[Metric]:
-    labels = ("plugin", "process")
-    running = GaugeMetricFamily(name + "running", "Whether a plugin's process runs.", labels=labels)
-    memory = GaugeMetricFamily(name + "memory_bytes", "Memory of a plugin's process.", labels=labels)
-    restarts = CounterMetricFamily(name + "restarts", "Restarts of a plugin's process.", labels=labels)
-    for process in processes:
-        values = (process.plugin, str(process.number))
-        running.add_metric(values, float(process.running))
-        memory.add_metric(values, process.memory)
-        restarts.add_metric(values, process.restarts)
-    yield from (running, memory, restarts)
+def _gauges(family: Family, figures: Mapping[_Labels, float]) -> Metric:
+    shown = GaugeMetricFamily(family.full_name, family.text, labels=family.labels)
+    for values, figure in list(figures.items()):
+        shown.add_metric(values, figure)
+    return shown

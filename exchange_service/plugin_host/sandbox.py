@@ -200,6 +200,8 @@ def secret_files(settings: Settings, interpreters: Iterable[Interpreter] = ()) -
     files = {
         "database_url": Path(database) if database else None,
         "keyset_file": settings.keyset_file,
+        "VAULT_TOKEN_FILE": _named_file("VAULT_TOKEN_FILE") if settings.keyset_key else None,
+        "VAULT_SECRET_ID_FILE": _named_file("VAULT_SECRET_ID_FILE") if settings.keyset_key else None,
         "tls_key": settings.tls_key,
     }
     paths = (path for interpreter in (None, *interpreters) for path in readable(interpreter))
@@ -209,6 +211,11 @@ def secret_files(settings: Settings, interpreters: Iterable[Interpreter] = ()) -
         for name, file in files.items()
         if file is not None and any(file.resolve().is_relative_to(path) for path in open_to_all)
     ]
+
+
+def _named_file(variable: str) -> Path | None:
+    path = os.environ.get(variable)
+    return Path(path) if path else None
 
 
 def readable(interpreter: Interpreter | None = None) -> tuple[str, ...]:

@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: the process that runs the exchange's plugin has ended and is being started again. A
     google.rpc.RetryInfo gives the delay.
     """
+    ERROR_REASON_EXCHANGE_RETIRED: _ErrorReason.ValueType  # 32
+    """NOT_FOUND: the exchange was served once, and is not any more: it has closed, or the library that read it has dropped
+    it. The message says what happened and since when. What is stored for it is kept until it is removed.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason says why a call, or one account within a call, failed.
@@ -163,5 +167,9 @@ ERROR_REASON_SERVICE_FAILED: ErrorReason.ValueType  # 30
 ERROR_REASON_PLUGIN_UNAVAILABLE: ErrorReason.ValueType  # 31
 """UNAVAILABLE: the process that runs the exchange's plugin has ended and is being started again. A
 google.rpc.RetryInfo gives the delay.
+"""
+ERROR_REASON_EXCHANGE_RETIRED: ErrorReason.ValueType  # 32
+"""NOT_FOUND: the exchange was served once, and is not any more: it has closed, or the library that read it has dropped
+it. The message says what happened and since when. What is stored for it is kept until it is removed.
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason

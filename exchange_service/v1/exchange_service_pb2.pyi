@@ -102,6 +102,7 @@ class ListExchangesResponse(google.protobuf.message.Message):
     ETAG_FIELD_NUMBER: builtins.int
     NOT_MODIFIED_FIELD_NUMBER: builtins.int
     PROBLEMS_FIELD_NUMBER: builtins.int
+    RETIRED_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Pass it as `page_token` to get the next page. Empty: this is the last page."""
     matching_count: builtins.int
@@ -124,6 +125,12 @@ class ListExchangesResponse(google.protobuf.message.Message):
         missing above.
         """
 
+    @property
+    def retired(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RetiredExchange]:
+        """Exchanges that were served once and are not any more, whose name or id contains the text of `search`, case ignored;
+        the other filters do not count. Empty without a `search`. They are in no count.
+        """
+
     def __init__(
         self,
         *,
@@ -134,11 +141,49 @@ class ListExchangesResponse(google.protobuf.message.Message):
         etag: builtins.str = ...,
         not_modified: builtins.bool = ...,
         problems: collections.abc.Iterable[Global___PluginProblem] | None = ...,
+        retired: collections.abc.Iterable[Global___RetiredExchange] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["stats", b"stats"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["etag", b"etag", "exchanges", b"exchanges", "matching_count", b"matching_count", "next_page_token", b"next_page_token", "not_modified", b"not_modified", "problems", b"problems", "stats", b"stats"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["etag", b"etag", "exchanges", b"exchanges", "matching_count", b"matching_count", "next_page_token", b"next_page_token", "not_modified", b"not_modified", "problems", b"problems", "retired", b"retired", "stats", b"stats"]) -> None: ...
 
 Global___ListExchangesResponse: typing_extensions.TypeAlias = ListExchangesResponse
+
+@typing.final
+class RetiredExchange(google.protobuf.message.Message):
+    """RetiredExchange is an exchange that was served once, and is not any more. Calls for it fail with EXCHANGE_RETIRED."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    RETIRE_TIME_FIELD_NUMBER: builtins.int
+    ADVICE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The id that it had, see Exchange.id."""
+    name: builtins.str
+    """Its name, for example "BitMEX"."""
+    reason: builtins.str
+    """What happened, as sentences for people."""
+    advice: builtins.str
+    """What to do, as a sentence for the user who has stored a credential for it."""
+    @property
+    def retire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Midnight UTC at the beginning of the first day on which it was not served. Absent: that day is not known."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        reason: builtins.str = ...,
+        retire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        advice: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["retire_time", b"retire_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advice", b"advice", "id", b"id", "name", b"name", "reason", b"reason", "retire_time", b"retire_time"]) -> None: ...
+
+Global___RetiredExchange: typing_extensions.TypeAlias = RetiredExchange
 
 @typing.final
 class CatalogueStats(google.protobuf.message.Message):

@@ -20,6 +20,7 @@ from exchange_service.model import (
     Manifest,
     PluginSetting,
     PushLimits,
+    RetiredExchange,
 )
 from exchange_service.plugin_kit.key_texts import KEY_KINDS
 from exchange_service.venues.lookalikes import is_printable, mixes_alphabets, shape
@@ -50,10 +51,24 @@ def broken_rules(manifest: Manifest) -> Iterator[str]:
         yield f"It lists the exchange id {twice[:64]!r} twice: give each listing an id of its own."
     for fault in _setting_faults(manifest.settings):
         yield f"It {fault}"
+    for entry in manifest.retired:
+        yield from (f"Its retired exchange {entry.id[:64]!r} {fault}" for fault in _retired_faults(entry))
     for metadata in manifest.exchanges:
         where = f"The listing {metadata.id[:64]!r}"
         for fault in _listing_faults(metadata, ids):
             yield f"{where} {fault}"
+
+
+def _retired_faults(entry: RetiredExchange) -> Iterator[str]:
+    if not _ID.match(entry.id):
+        yield "has an id that no listing can have: write the one that its listing had."
+    for name in ("name", "reason"):
+        if not getattr(entry, name).strip():
+            yield f"lacks {name}: write a text."
+    for name in ("name", "reason", "advice"):
+        yield from _text_faults(name, getattr(entry, name))
+    if len(entry.name) > _LONGEST_NAME:
+        yield f"has a name of more than {_LONGEST_NAME} characters."
 
 
 def _setting_faults(settings: Collection[PluginSetting]) -> Iterator[str]:

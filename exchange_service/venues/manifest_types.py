@@ -8,7 +8,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from exchange_service.model import ExchangeMetadata, Manifest, PluginSetting
+from exchange_service.model import ExchangeMetadata, Manifest, PluginSetting, RetiredExchange
 
 # What each type is called in a sentence: one value, and several.
 _WORDS = {str: ("a text", "texts"), bool: ("True or False", "truth values"), int: ("a whole number", "numbers")}
@@ -96,7 +96,7 @@ def _in_tuple(value: Any, kind: Any, path: str) -> Iterator[str]:
 
 def _place(path: str, place: int, item: Any) -> str:
     """Which element it is; a listing and a setting have their names beside the number, by which an author finds it."""
-    name = {ExchangeMetadata: "id", PluginSetting: "name"}.get(type(item), "")
+    name = {ExchangeMetadata: "id", RetiredExchange: "id", PluginSetting: "name"}.get(type(item), "")
     own = getattr(item, name) if name else None
     return f"{path}[{place}]" + (f" ({own[:64]!r})" if isinstance(own, str) else "")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from importlib.metadata import EntryPoint
 
-from exchange_service.errors import ExchangeUnknown, FieldInvalid, NotSupported
+from exchange_service.errors import ExchangeRetired, ExchangeUnknown, FieldInvalid, NotSupported
 from exchange_service.model import (
     ALL_ACCOUNT_TYPES,
     SANDBOX,
@@ -19,6 +19,7 @@ from exchange_service.model import (
     Manifest,
     PluginInfo,
     PluginSetting,
+    RetiredExchange,
 )
 from exchange_service.plugin_kit.state import State
 from exchange_service.venues.interpreters import Interpreter
@@ -114,6 +115,8 @@ class Registry:
         # Rises whenever the listings may have changed: what was computed from them is then out of date.
         self.generation = 0
         self.listings: dict[str, Listing] = {}
+        # What was served once and is not any more, by id.
+        self.retired: dict[str, RetiredExchange] = {}
         self.problems: tuple[PluginProblem, ...] = ()
         self._unlisted: set[str] = set()
         self._merge()
@@ -152,8 +155,12 @@ class Registry:
                 taken.setdefault(winner.plugin.info, []).extend(item for item in several if item.metadata.is_ccxt)
         problems += [*lookalikes, *_drop_orphans(listings)]
         problems += [_takeover(plugin, replaced) for plugin, replaced in taken.items() if replaced]
+        retired = {entry.id: entry for plugin in reversed(trusted_first) for entry in plugin.manifest.retired}
+        problems += _revived(listings, retired)
         self.listings = dict(sorted(listings.items(), key=lambda item: (item[1].metadata.name.lower(), item[0])))
         self._unlisted = {claim.metadata.id for claim in claims} - set(listings)
+        gone = retired.keys() - listings.keys() - self._unlisted
+        self.retired = {exchange_id: retired[exchange_id] for exchange_id in sorted(gone)}
         self.problems = tuple(problems)
         self.generation += 1
 
@@ -185,11 +192,14 @@ class Registry:
         return of_distribution or [info for info in installed if info.name == choice]
 
     def find(self, exchange_id: str, *, suggest: bool = True) -> Listing:
-        """The listing with this id, case ignored; else ExchangeUnknown. With `suggest` it names a similar id; to search
-        for one takes a millisecond."""
-        listing = self.listings.get(exchange_id.strip().lower())
+        """The listing with this id, case ignored; else ExchangeRetired or ExchangeUnknown. With `suggest` the latter
+        names a similar id; to search for one takes a millisecond."""
+        name = exchange_id.strip().lower()
+        listing = self.listings.get(name)
         if listing is not None:
             return listing
+        if name in self.retired:
+            raise retirement(self.retired[name])
         near: list[str] = []
         if suggest and len(exchange_id) <= _LONGEST_SLIP:
             near = difflib.get_close_matches(exchange_id.lower(), self.listings, n=1)
@@ -206,7 +216,7 @@ class Registry:
     ) -> tuple[Account, Listing]:
         """The account that a request names, with the environment's own name for an alias, and its listing.
 
-        `suggest` as in `find`. Raises ExchangeUnknown, NotSupported for a sandbox that the venue does not have, and
+        `suggest` as in `find`. Raises what `find` does, NotSupported for a sandbox that the venue does not have, and
         FieldInvalid for any other unknown environment and for an unknown account type.
         """
         listing = self.find(exchange_id, suggest=suggest)
@@ -291,6 +301,25 @@ def _takeover(plugin: PluginInfo, replaced: Sequence[Listing]) -> PluginProblem:
         f"users. To give an id back to CCXT set exchange_plugins={setting}."
     )
     return PluginProblem(plugin, reason, notice=True)
+
+
+def _revived(listings: Mapping[str, Listing], retired: Mapping[str, RetiredExchange]) -> Iterator[PluginProblem]:
+    """What an operator should know of third-party plugins that serve what another plugin has retired: the stored
+    credentials of its users are theirs now."""
+    for exchange_id in sorted(retired.keys() & listings.keys()):
+        plugin = listings[exchange_id].plugin
+        if not plugin.ours:
+            reason = (
+                f"{plugin.info.distribution} serves {exchange_id!r}, which was retired here, and gets the credentials "
+                "that users have stored for it."
+            )
+            yield PluginProblem(plugin.info, reason, notice=True)
+
+
+def retirement(entry: RetiredExchange) -> ExchangeRetired:
+    """The error of calls for an exchange that was served once."""
+    served = f"has not been served since {entry.since:%Y-%m-%d}" if entry.since else "is not served any more"
+    return ExchangeRetired(f"{entry.name} {served}. {entry.reason}", advice=entry.advice or None)
 
 
 def _drop_orphans(listings: dict[str, Listing]) -> list[PluginProblem]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import fields
+from datetime import UTC, datetime, time
 
-from exchange_service.model import ExchangeMetadata, PluginInfo, Trouble
+from exchange_service.model import ExchangeMetadata, PluginInfo, RetiredExchange, Trouble
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2
-from exchange_service.wire.protobuf import encode_field, to_timestamp
+from exchange_service.wire.protobuf import encode_field, from_datetime, to_timestamp
 
 _PLAIN_LISTING_FIELDS = (
     "id",
@@ -79,10 +80,11 @@ def list_exchanges_reply(
     custom: int,
     ccxt: int,
     problems: Iterable[tuple[PluginInfo, str, bool]],
+    retired: Iterable[RetiredExchange] = (),
 ) -> bytes:
     """A serialised ListExchangesResponse of serialised entries, with an etag of its content.
 
-    `problems` are plugins, each with a sentence and whether it is a notice.
+    `problems` are plugins, each with a sentence and whether it is a notice. `retired` are not listed any more.
     `custom` and `ccxt` count the whole catalogue's entries by source.
     """
     page = b"".join(encode_field(1, entry) for entry in entries)
@@ -91,10 +93,20 @@ def list_exchanges_reply(
         stats=exchange_service_pb2.CatalogueStats(total=custom + ccxt, custom=custom, ccxt=ccxt),
         matching_count=matching_count,
         problems=[problem_message(*problem) for problem in problems],
+        retired=[_retired_message(entry) for entry in retired],
     )
     content = page + rest.SerializeToString(deterministic=True)
     etag = hashlib.sha256(content).hexdigest()[:24]
     return content + exchange_service_pb2.ListExchangesResponse(etag=etag).SerializeToString()
+
+
+def _retired_message(entry: RetiredExchange) -> exchange_service_pb2.RetiredExchange:
+    message = exchange_service_pb2.RetiredExchange(
+        id=entry.id, name=entry.name, reason=entry.reason, advice=entry.advice
+    )
+    if entry.since is not None:
+        message.retire_time.CopyFrom(from_datetime(datetime.combine(entry.since, time(), UTC)))
+    return message
 
 
 def list_exchanges_etag(reply: bytes) -> str:

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.client import _from_details
+from exchange_service.client.async_client import _from_details
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
 from exchange_service.model import Account, Credential, KeyRights, VenueReports

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
@@ -31,6 +31,7 @@ from exchange_service.plugin_api import (
 from exchange_service_ccxt_generic.key_forms import KEYS_IN_LINES
 from exchange_service_ccxt_generic.limits import answer_limit_of, limits_of, push_limits_of
 from exchange_service_ccxt_generic.pushed import why_not_pushed
+from exchange_service_ccxt_generic.retired import Retired, is_newer, renewed, shipped_retired
 
 # Seconds. Building takes one to three, and several times that on a busy machine.
 BUILD_TIMEOUT = 60.0
@@ -58,9 +59,11 @@ class Snapshot:
         lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in self.exchanges)
         return f'{{"ccxt_version": {json.dumps(self.ccxt_version)}, "exchanges": [\n{lines}\n]}}\n'
 
-    def manifest(self, *notes: str) -> Manifest:
+    def manifest(self, *notes: str, retired: Iterable[Retired] = ()) -> Manifest:
         """The listings as the host wants them."""
-        return Manifest(api_version=1, exchanges=tuple(listing(entry) for entry in self.exchanges), notes=notes)
+        gone = tuple(entry.exchange() for entry in retired)
+        listings = tuple(listing(entry) for entry in self.exchanges)
+        return Manifest(api_version=1, exchanges=listings, notes=notes, retired=gone)
 
 
 def shipped() -> Snapshot:
@@ -88,12 +91,13 @@ def installed_version() -> str:
 
 def shipped_manifest() -> Manifest:
     """The shipped listings, with a note if another version of CCXT is installed."""
-    snapshot, installed = shipped(), installed_version()
+    snapshot, installed, retired = shipped(), installed_version(), shipped_retired()
     if installed == snapshot.ccxt_version:
-        return snapshot.manifest()
+        return snapshot.manifest(retired=retired)
     return snapshot.manifest(
         f"The listings are of CCXT {snapshot.ccxt_version}, and {installed or 'none'} is installed: "
-        "a child process is building those of the installed version."
+        "a child process is building those of the installed version.",
+        retired=retired,
     )
 
 
@@ -118,7 +122,12 @@ def _is_outdated() -> bool:
 
 
 def _manifest_of(snapshot: bytes) -> Manifest:
-    return Snapshot.from_json(snapshot).manifest()
+    """The listings of the installed CCXT, and what it has no more."""
+    newer, before, retired = Snapshot.from_json(snapshot), shipped(), shipped_retired()
+    versions = (before.ccxt_version, newer.ccxt_version)
+    # An older CCXT lacks what it did not have yet.
+    lost = before.exchanges if is_newer(newer.ccxt_version, before.ccxt_version) else ()
+    return newer.manifest(retired=renewed(retired, lost, newer.exchanges, versions, None))
 
 
 async def _build_in_child() -> bytes:

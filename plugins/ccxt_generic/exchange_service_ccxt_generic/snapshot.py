@@ -1,17 +1,20 @@
 """Build the snapshot of the installed CCXT: `python -m exchange_service_ccxt_generic.snapshot [--write]`.
 
-It imports CCXT, so it runs in a process of its own. Without `--write` the snapshot goes to standard output.
+It imports CCXT, so it runs in a process of its own. Without `--write` the snapshot goes to standard output. With it the
+list of retired exchanges is renewed too: what the new snapshot lacks is added with today's day.
 """
 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from exchange_service_ccxt_generic.catalogue import Snapshot
 from exchange_service_ccxt_generic.describe import entry, environment_urls, socket_urls
 from exchange_service_ccxt_generic.pushed import PUSHED, named_by_venue
+from exchange_service_ccxt_generic.retired import read_retired, renewed, write_retired
 
 # Poloniex's test addresses lack a section that CCXT needs first. WEEX's sandbox has only another account.
 _BROKEN_SANDBOX = frozenset({"poloniex", "weex"})
@@ -60,13 +63,23 @@ def _sandbox_urls(exchange: Any) -> dict[str, str] | None:
     return environment_urls(urls, exchange.hostname)
 
 
+def write(folder: Path, built: Snapshot, day: date) -> None:
+    """Replace the snapshot and the list of retired exchanges in a folder that has both."""
+    listings, list_of_retired = folder / "snapshot.json", folder / "retired.json"
+    before = Snapshot.from_json(listings.read_bytes())
+    versions = (before.ccxt_version, built.ccxt_version)
+    retired = renewed(read_retired(list_of_retired.read_bytes()), before.exchanges, built.exchanges, versions, day)
+    list_of_retired.write_text(write_retired(retired), encoding="utf-8")
+    listings.write_text(built.to_json(), encoding="utf-8")
+
+
 def main() -> None:
     """Write the snapshot into the package, or print it."""
-    text = build().to_json()
+    built = build()
     if "--write" in sys.argv[1:]:
-        Path(__file__).with_name("snapshot.json").write_text(text, encoding="utf-8")
+        write(Path(__file__).parent, built, datetime.now(UTC).date())
     else:
-        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.write(built.to_json().encode())
 
 
 if __name__ == "__main__":

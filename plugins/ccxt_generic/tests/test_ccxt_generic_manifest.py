@@ -7,15 +7,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import exchange_service_ccxt_generic as plugin
 import pytest
-from exchange_service_ccxt_generic import catalogue
+from exchange_service_ccxt_generic import catalogue, retired, snapshot
 from exchange_service_ccxt_generic.describe import environment_urls
 
 from exchange_service.plugin_api import ExchangeMetadata
+from exchange_service.testing.witnesses import parse_witness
 
 Listings = Mapping[str, ExchangeMetadata]
 
@@ -44,6 +46,53 @@ def test_the_simulator_needs_no_ccxt_and_nothing_of_the_client() -> None:
 def test_the_shipped_snapshot_is_of_the_installed_ccxt() -> None:
     built = run_python("-m", "exchange_service_ccxt_generic.snapshot")
     assert catalogue.Snapshot.from_json(built) == catalogue.shipped(), "run the module with --write"
+
+
+def test_each_retired_exchange_has_a_day_a_reason_and_a_witness_and_is_not_listed(listings: Listings) -> None:
+    entries = retired.shipped_retired()
+    assert {"bitmart", "bitmex", "coinex", "exmo", "kucoineu"} <= {entry.id for entry in entries}
+    assert retired.read_retired(retired.write_retired(entries)) == entries
+    assert list(entries) == sorted(entries, key=lambda entry: entry.id)
+    assert not listings.keys() & {entry.id for entry in entries}
+    by_id = {entry.id: entry for entry in plugin.exchange_manifest().retired}
+    assert by_id["bitmex"].since == date(2026, 9, 24)
+    assert by_id["bitmex"].reason == (
+        "BitMEX closed its exchange on 2026-09-23. CCXT 4.5.84 does not have it any more; 4.5.83 had."
+    )
+    for entry in entries:
+        assert entry.since is not None
+        assert parse_witness(entry.witness).kind in ("report", "vendor", "unproven")
+        # What is told as a fact has a source, unless it is marked as a guess.
+        assert entry.what or entry.witness.startswith("unproven")
+
+
+def test_a_new_snapshot_retires_what_it_lacks_with_the_day_and_serves_again_what_is_back(tmp_path: Path) -> None:
+    shipped = catalogue.shipped()
+    source = Path(str(catalogue.__file__)).parent
+    for name in ("snapshot.json", "retired.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    without = [entry for entry in shipped.exchanges if entry["id"] != "zaif"]
+    back = {**without[0], "id": "bitmex"}
+    snapshot.write(tmp_path, catalogue.Snapshot("9.0.0", (*without, back)), date(2027, 1, 2))
+    entries = {entry.id: entry for entry in retired.read_retired((tmp_path / "retired.json").read_bytes())}
+    assert "bitmex" not in entries
+    assert "bitmart" in entries
+    assert entries["zaif"] == retired.Retired("zaif", "Zaif", "2027-01-02", shipped.ccxt_version, "9.0.0")
+    assert catalogue.Snapshot.from_json((tmp_path / "snapshot.json").read_bytes()).ccxt_version == "9.0.0"
+
+
+@pytest.mark.parametrize(("version", "gone"), [("9.0.0", True), ("1.0.0", False), ("4.5.90rc1", False)])
+def test_what_a_newer_ccxt_lacks_is_retired_at_run_time_and_what_an_older_one_lacks_is_not(
+    version: str, gone: bool
+) -> None:
+    entries = tuple(entry for entry in catalogue.shipped().exchanges if entry["id"] != "zaif")
+    manifest = catalogue._manifest_of(catalogue.Snapshot(version, entries).to_json().encode())
+    by_id = {entry.id: entry for entry in manifest.retired}
+    assert "bitmex" in by_id
+    assert ("zaif" in by_id) == gone
+    if gone:
+        assert by_id["zaif"].since is None
+        assert "9.0.0" in by_id["zaif"].reason
 
 
 def test_every_exchange_of_ccxt_is_listed_once(listings: Listings) -> None:

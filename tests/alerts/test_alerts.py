@@ -20,9 +20,9 @@ import yaml
 
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.monitoring.alerts import alert_rules
-from tests.alerts.troubles import CONDITIONS, Trouble, beside, until_scraped
 from tests.alerts.prometheus import SCALE, Prometheus, free_port, program, running_prometheus
 from tests.alerts.timelines import TIMELINES
+from tests.alerts.troubles import TROUBLES, Trouble, beside, until_scraped
 from tests.test_runtime import started
 
 pytestmark = pytest.mark.timeout(1200)
@@ -45,7 +45,7 @@ def test_promtool_finds_the_rules_in_order(tmp_path: Path) -> None:
 
 
 def test_every_alert_has_a_trouble_and_a_timeline() -> None:
-    assert set().union(*(trouble.alerts for trouble in CONDITIONS)) == names()
+    assert set().union(*(trouble.alerts for trouble in TROUBLES)) == names()
     assert {timeline.alert for timeline in TIMELINES} == names()
 
 
@@ -72,22 +72,22 @@ def test_each_rule_fires_after_its_time_and_not_before(tmp_path: Path) -> None:
 async def test_each_alert_fires_in_its_trouble_and_no_other_does(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         targets = {}
-        for trouble in CONDITIONS:
+        for trouble in TROUBLES:
             folder = tmp_path / trouble.name
             folder.mkdir()
             targets[trouble.name] = await stack.enter_async_context(trouble.make(folder))
         prometheus = await stack.enter_async_context(running_prometheus(tmp_path / "prometheus", targets))
         await stack.enter_async_context(beside(prometheus.watch()))
         began, told = time.monotonic(), set()
-        while waiting := [trouble for trouble in CONDITIONS if missing(prometheus, trouble)]:
-            for trouble in CONDITIONS:
+        while waiting := [trouble for trouble in TROUBLES if missing(prometheus, trouble)]:
+            for trouble in TROUBLES:
                 if trouble not in waiting and trouble.name not in told:
                     told.add(trouble.name)
                     print(f"{time.monotonic() - began:6.1f} s  {trouble.name}: {', '.join(sorted(trouble.alerts))}")
             late = {trouble.name: missing(prometheus, trouble) for trouble in waiting}
             assert time.monotonic() - began < PATIENCE, f"did not fire: {late}"
             await asyncio.sleep(0.5)
-        others = {trouble.name: too_many(prometheus, trouble) for trouble in CONDITIONS}
+        others = {trouble.name: too_many(prometheus, trouble) for trouble in TROUBLES}
     assert {name: alerts for name, alerts in others.items() if alerts} == {}
 
 

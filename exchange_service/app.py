@@ -60,6 +60,7 @@ from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
+from exchange_service.observability.tracing import Tracing
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.plugin_host.discovery import open_registry
@@ -134,8 +135,10 @@ class Service:
         await asyncio.gather(self.server.stop(grace), self.web.stop(grace))
         await self._stack.aclose()
 
-    async def run_until_signal(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded."""
+    async def run_until_signal(
+        self, ready: Callable[[], None] = lambda: None, leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, then stop. `ready` is called once they are heeded, `leaving` when one came."""
         loop = asyncio.get_running_loop()
         stopping: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -151,6 +154,7 @@ class Service:
             ready()
             # A person who interrupts waits for the end; an orchestrator's load balancer has to notice it first.
             delay = self.settings.leaving_delay if await stopping is signal.SIGTERM else 0.0
+            leaving()
         finally:
             # A second signal ends the process at once.
             for name in (signal.SIGTERM, signal.SIGINT):
@@ -277,7 +281,7 @@ def _open_road(
     metrics: Metrics,
     stack: AsyncExitStack,
 ) -> _Road:
-    http = VenueHttpPool(timeout=settings.venue_timeout)
+    http = VenueHttpPool(timeout=settings.venue_timeout, traced=settings.traces != "off")
     stack.push_async_callback(http.close)
     candidates = Candidates(storage.hash_key)
     replacements = Replacements(storage.store, Lineage(storage.cache))
@@ -303,6 +307,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
         log.warning("settings.unused", reason=sentence)
     stack.push_async_callback(registry.close)
     storage = await _open_storage(settings, stack)
+    tracing = _open_tracing(settings, stack)
     status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
     if storage.has_redis:
         metrics.watch("redis", lambda: storage.cache.shared)
@@ -310,9 +315,9 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
-    watches = _open_watches(settings, balances, venues, metrics, stack)
+    watches = _open_watches(settings, balances, venues, metrics, stack, tracing)
     stored = storage.references.accounts
-    streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches)
+    streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches, tracing=tracing)
     authenticator = _open_authenticator(settings, storage)
     stack.push_async_callback(authenticator.close)
     reader = _balance_reader(settings, balances, authenticator, metrics)
@@ -331,7 +336,7 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     metrics_address, health_address = _serve_http(metrics, pages, settings, stack)
     services = (servicer.methods(), plugins.methods(), managing.methods())
     over_grpc, over_http = shares_of_connections(serves_http=settings.http_address is not None)
-    server = await _listen(settings, services, authenticator, metrics, openings, over_grpc)
+    server = await _listen(settings, services, authenticator, metrics, openings, over_grpc, tracing)
     # A running service stops it before all else; here it is stopped if a later step of the start fails.
     stack.push_async_callback(server.stop, 0.0)
     web = open_web(settings, server.direct, storage.hash_key, certificate_files(settings), over_http)
@@ -370,13 +375,35 @@ def _accounts(
     return accounts
 
 
+def _open_tracing(settings: Settings, stack: AsyncExitStack) -> Tracing | None:
+    """What begins spans; None if the settings ask for none. Raises UnsafeSettings if it is not installed."""
+    if settings.traces == "off":
+        return None
+    # Late, because a service without traces does without their library.
+    from exchange_service.observability.spans import TracesNotInstalled, open_tracing
+
+    try:
+        tracing = open_tracing(settings.traces, settings.traces_endpoint, settings.traces_ratio)
+    except TracesNotInstalled as missing:
+        raise UnsafeSettings(
+            f"traces=otlp needs {missing}, which is not installed: install exchange-service[traces]."
+        ) from None
+    stack.push_async_callback(asyncio.to_thread, tracing.stop)
+    return tracing
+
+
 def _open_watches(
-    settings: Settings, balances: Balances, venues: Venues, metrics: Metrics, stack: AsyncExitStack
+    settings: Settings,
+    balances: Balances,
+    venues: Venues,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    tracing: Tracing | None,
 ) -> Watches | None:
     """What follows venues' pushes; None if the operator has switched that off."""
     if not settings.push:
         return None
-    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics)
+    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics, tracing=tracing)
     metrics.watch_pushes(watches.counts)
     stack.push_async_callback(watches.close)
     return watches
@@ -505,6 +532,7 @@ def open_venues(
         sandbox=settings.plugin_sandbox,
         own_ports=own_ports(settings),
         outgoing_address=settings.outgoing_address or "",
+        traces=settings.traces != "off",
     )
     return PluginClients(
         registry,
@@ -595,6 +623,7 @@ async def _listen(
     metrics: Metrics,
     openings: Openings,
     connections: int | None,
+    tracing: Tracing | None,
 ) -> Server:
     files = certificate_files(settings)
     try:
@@ -614,6 +643,7 @@ async def _listen(
         call_timeout=settings.call_timeout,
         openings=openings,
         engine=settings.engine_in_use,
+        tracing=tracing,
     )
 
 

@@ -377,6 +377,23 @@ class Settings(BaseSettings):
         '["metrics.example.com"]. The host of `metrics_address`, addresses and localhost are always served; if '
         "`metrics_open` is set, also names of one word and of private networks, such as those of a cluster.",
     )
+    traces: Literal["off", "otlp", "global"] = Field(
+        "off",
+        description="Where spans of calls go. otlp: to a receiver of OTLP over HTTP, by the extra [traces]; global: to "
+        "what the process has set, such as opentelemetry-instrument. See traces in docs/operations.md.",
+    )
+    traces_endpoint: str | None = Field(
+        None,
+        description="Base URL of the receiver for `traces=otlp`, such as http://127.0.0.1:4318. Unset: what the "
+        "variables OTEL_EXPORTER_OTLP_... say, else http://localhost:4318.",
+    )
+    traces_ratio: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of traces that are kept for `traces=otlp`, 0 to 1, where no caller has decided: a call with "
+        "a traceparent is kept if that says so. Reads of streams count here each.",
+    )
     health_address: str | None = Field(
         None,
         description="Host and port that answer /livez and /readyz over HTTP, in plaintext, for load balancers and "
@@ -491,6 +508,13 @@ class Settings(BaseSettings):
         host, colon, port = (value or "").rpartition(":")
         if value is not None and not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("it should be host:port, such as 127.0.0.1:9464")
+        return value
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _validate_traces_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith(("http://", "https://")) and urlsplit(value).hostname):
+            raise ValueError("it should be an address such as http://127.0.0.1:4318")
         return value
 
     @field_validator("http_origins")

@@ -211,6 +211,9 @@ def unencrypted_warnings(settings: Settings) -> list[str]:
     cache = urlsplit(settings.cache_url)
     if cache.scheme == "redis" and _is_elsewhere(cache.hostname or "localhost"):
         warnings.append("cache_url leads to another machine in plain text: use rediss://.")
+    receiver = urlsplit(settings.traces_endpoint or "")
+    if settings.traces == "otlp" and receiver.scheme == "http" and _is_elsewhere(receiver.hostname or "localhost"):
+        warnings.append("traces_endpoint leads to another machine in plain text: use https://.")
     if settings.manage_accounts and settings.knows_callers and not (settings.keyset_file or settings.keyset):
         warnings.append(
             "manage_accounts lets callers store credentials, and without a keyset they are stored in plain text: set "

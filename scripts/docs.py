@@ -30,6 +30,7 @@ from exchange_service.testing.witnesses import Witness, parse_witness, payload_w
 from exchange_service.v1 import error_reason_pb2
 from plugins.ccxt_generic.tests.every_exchange.named import named_types
 from plugins.ccxt_generic.tests.every_exchange.true_answers import unproven_types
+from scripts.log_events_page import log_events_page
 from scripts.metrics_page import metrics_page
 from scripts.plugin_pages import directory_page, quality_page
 from scripts.plugin_reference import reference_page
@@ -408,6 +409,7 @@ def generate() -> dict[Path, str]:
     return {
         operations: with_settings(operations.read_text()),
         ROOT / "docs" / "errors.md": reasons_page(),
+        ROOT / "docs" / "log-events.md": log_events_page(),
         ROOT / "docs" / "metrics.md": metrics_page(),
         ROOT / "docs" / "plugin-reference.md": reference_page(),
         ROOT / "docs" / "plugin-quality.md": quality_page(),

@@ -28,6 +28,7 @@ _LOADED = [
     "exchange_service.cli.operate",
     "exchange_service.cli.plugins",
     "exchange_service.cli.tokens",
+    "exchange_service.cli.watch",
     "exchange_service.credentials.sql",
     "exchange_service.credentials.vault",
     "exchange_service.plugin_host.discovery",
@@ -46,7 +47,17 @@ _STARTING = threading.Lock()
 def run_command(
     arguments: tuple[str, ...], environment: Mapping[str, str], stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run `exchange-service` with these arguments to its end, in this environment and no other."""
+    """Run `exchange-service` with these arguments to its end, in this environment and no other. No line of what it
+    prints may end in blanks."""
+    done = _run_to_its_end(arguments, environment, stdin)
+    blank = [line for line in (done.stdout + done.stderr).splitlines() if line.endswith(" ")]
+    assert not blank, f"{arguments} ends lines in blanks: {blank[:3]}"
+    return done
+
+
+def _run_to_its_end(
+    arguments: tuple[str, ...], environment: Mapping[str, str], stdin: str
+) -> subprocess.CompletedProcess[str]:
     if not all(name.startswith(_READ_LATE) for name in environment):
         program = [sys.executable, "-m", "exchange_service", *arguments]
         return subprocess.run(

@@ -25,8 +25,8 @@ from tests.servers import PostgresServer, RedisServer, postgres_address, redis_a
 # Every service of the tests reads it as a setting.
 os.environ.update(ENGINE_VARIABLES)
 
-# They need programs of their own, and run by `make test-alerts`, `make test-browser` and `make test-web`.
-collect_ignore = ["alerts", "browser", "web_application"]
+# They need programs of their own, and have verbs of their own in the Makefile.
+collect_ignore = ["alerts", "browser", "typescript", "web_application"]
 
 # A property of a test: what the canary searched and found, as a sentence.
 CANARY = "canary"

@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         *{
             "__init__",
             "accounts",
+            "addresses",
             "amounts",
             "app",
             "authoring",
@@ -66,8 +67,8 @@ ALLOWED: dict[str, set[str]] = {
             "plugin_host",
             "plugin_kit",
         },
-        *{"printable", "process_secrecy", "settings", "startup_checks", "testing", "v1", "venue_gate", "venues"},
-        "wire",
+        *{"printable", "process_secrecy", "service_manager", "settings", "startup_checks", "testing", "v1"},
+        *{"venue_gate", "venues", "wire"},
     },
     "clock": set(),
     "client": {"addresses", "errors", "operator", "v1"},
@@ -111,10 +112,11 @@ ALLOWED: dict[str, set[str]] = {
     "process_secrecy": set(),
     "pytest_plugin": set(),
     "recently_used": set(),
+    "service_manager": set(),
     "settings": {"addresses", "environment", "observability"},
     "socket_folder": set(),
     "startup_checks": {"addresses", "cache", "credentials", "identity", "settings", "venues"},
-    "streams": {"balances", "clock", "errors", "model", "tasks", "venues", "wire"},
+    "streams": {"balances", "clock", "errors", "model", "observability", "tasks", "venues", "wire"},
     "tasks": set(),
     "testing": {"model", "plugin_api", "pytest_plugin", "venues"},
     "v1": set(),
@@ -137,8 +139,11 @@ HOMES = {
     "requests": {"credentials"},
     "typer": {"cli"},
     "jwt": {"identity"},
+    "opentelemetry": {"observability"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
+    "mcp": {"cli"},
+    "mcp_types": {"cli"},
     "uvicorn": {"http_server"},
     "connectrpc": {"http_server"},
     "jinja2": {"console"},
@@ -283,7 +288,7 @@ OF_THE_SERVICE = [
         ("--version", [*OF_THE_SERVICE, "google", "grpc", "pydantic", "rich"]),
         ("exchanges --address 127.0.0.1:1", OF_THE_SERVICE),
         ("balance --address 127.0.0.1:1 --user alice --exchange oanda", OF_THE_SERVICE),
-        ("watch --address 127.0.0.1:1 --user alice --events 1", OF_THE_SERVICE),
+        ("watch --address 127.0.0.1:1 --user alice --events 1", [*OF_THE_SERVICE, "mcp"]),
     ],
 )
 def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str, unneeded: list[str]) -> None:
@@ -307,6 +312,7 @@ OF_OTHER_SETTINGS = [
     ),
     *("ccxt", "exchange_service_ccxt_generic.balance", "exchange_service_ccxt_generic.push"),
     *("exchange_service.testing", "exchange_service.cli.demo", "exchange_service.cli.calls"),
+    *("opentelemetry", "exchange_service.observability.spans"),
 ]
 
 

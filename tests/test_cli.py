@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,18 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from mcp import Client, StdioServerParameters, stdio_client
+from mcp_types import TextContent
 from rich.console import Console
+from typer.testing import CliRunner
 
 from exchange_service import clock
-from exchange_service.cli import tables
-from exchange_service.cli.calls import EventLines, LiveView
+from exchange_service.cli import app, outcome, tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.doctor import Severity, examine
+from exchange_service.cli.outcome import ExitCode
+from exchange_service.cli.watch import EventLines, LiveView, Progress
 from exchange_service.plugin_api import AssetBalance, Balance, Summary, VenueAccount, VenueUnavailable
 from exchange_service.v1 import balance_pb2, error_reason_pb2
 from exchange_service.v1 import exchange_service_pb2 as messages
 from tests.commands import run_command
 from tests.engines import ENGINE_VARIABLES
 from tests.harness import USER, Running, ScriptedPlugin, raising, registry_of, returning, serving, settings_for
+from tests.identities import Authority
 
 CANARY = "canary-secret-5f1c9a"
 REMOVE = ("credentials", "remove", "-u", "alice", "-e", "oanda", "--environment", "practice", "--yes")
@@ -80,8 +88,17 @@ def test_a_balance_for_programs_is_one_json_object_with_the_names_of_the_protos(
     assert set(reply["freshness"]) == {"source", "age"}
 
 
-def test_a_list_for_programs_is_empty_brackets_when_nothing_is_found(demo: str, tmp_path: Path) -> None:
-    assert json.loads(ask(demo, tmp_path, "exchanges", "--search", "zzzz", "-o", "json").stdout) == []
+def test_the_exchanges_for_programs_are_the_whole_answer_and_as_lines_the_entries_alone(
+    demo: str, tmp_path: Path
+) -> None:
+    found = json.loads(ask(demo, tmp_path, "exchanges", "--asset-class", "forex", "-o", "json").stdout)
+    assert [entry["id"] for entry in found["exchanges"]] == ["oanda"]
+    assert (found["matching_count"], found["problems"]) == (1, [])
+    assert found["stats"]["total"] == found["stats"]["custom"] + found["stats"]["ccxt"] > 100
+    nothing = json.loads(ask(demo, tmp_path, "exchanges", "--search", "zzzz", "-o", "json").stdout)
+    assert nothing.keys() == found.keys()
+    assert (nothing["exchanges"], nothing["matching_count"], nothing["stats"]) == ([], 0, found["stats"])
+    assert nothing["etag"] != found["etag"]
     assert ask(demo, tmp_path, "exchanges", "--search", "zzzz", "-o", "jsonl").stdout == ""
 
 
@@ -156,6 +173,205 @@ def test_watch_requests_balances_no_more_often_than_its_interval(demo: str, tmp_
     # Without it both come within two seconds.
     assert time.monotonic() - began >= 3.0
     assert ask(demo, tmp_path, *arguments, "--min-interval", "3601").returncode == 2
+
+
+def test_a_watch_until_each_account_has_given_something_ends_with_the_exit_code_of_the_worst(
+    demo: str, tmp_path: Path
+) -> None:
+    until = ("watch", "--until-balance", "-o", "jsonl")
+    done = ask(demo, tmp_path, *until, "-u", "demo")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    followed = {state["exchange_id"] for state in events[0]["heartbeat"]["accounts"]}
+    assert len(followed) >= 9
+    assert {event["balance"]["balance"]["exchange_id"] for event in events if "balance" in event} == followed
+    assert done.returncode == 0
+    # Hyperliquid and Lighter need no key, so they give a balance.
+    assert ask(demo, tmp_path, *until, "-u", "demo-refused", "-e", "oanda").returncode == 4
+    both = ask(demo, tmp_path, *until, "-u", "demo", "-e", "oanda", "-e", "nosuch")
+    assert (both.returncode, '"total"' in both.stdout) == (3, True)
+
+
+def test_a_watch_says_at_once_that_a_user_has_no_account_and_that_time_is_up(demo: str, tmp_path: Path) -> None:
+    done = ask(demo, tmp_path, "watch", "--until-balance", "-u", "nobody")
+    assert done.returncode == 3
+    assert (
+        "no account is stored for nobody. Add one with `exchange-service credentials add --user nobody`" in done.stderr
+    )
+    waiting = ask(demo, tmp_path, "watch", "--within", "0.5", "-u", "nobody")
+    assert waiting.returncode == 0
+    assert "An account that is added now is shown here." in waiting.stderr
+    late = ask(demo, tmp_path, "watch", "--until-balance", "--within", "0.5", "-u", "demo-slow", "-e", "oanda")
+    assert late.returncode == 5
+    assert "nothing yet from: oanda. Give it more time by --within." in late.stderr
+
+
+def test_the_worst_of_several_errors_is_the_one_that_waiting_helps_least() -> None:
+    progress = Progress(3)
+    for reason in ("VENUE_TIMEOUT", "CREDENTIAL_REJECTED", "CREDENTIAL_MISSING"):
+        error = messages.AccountErrorEvent(exchange_id=reason)
+        error.error.reason = error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}")
+        assert not progress.is_complete()
+        progress.note(messages.StreamBalancesResponse(account_error=error))
+    assert progress.is_complete()
+    assert progress.code_of_all() == ExitCode.ACT
+    recovered = messages.StreamBalancesResponse(balance=messages.BalanceEvent())
+    recovered.balance.balance.exchange_id = "CREDENTIAL_REJECTED"
+    progress.note(recovered)
+    assert progress.code_of_all() == ExitCode.MISSING
+
+
+async def test_an_assistant_reads_balances_by_name_and_nothing_else(demo: str, tmp_path: Path) -> None:
+    users = ("demo", "demo-refused", "demo-limited")
+    arguments = [part for user in users for part in ("--user", user)]
+    program = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "exchange_service", "mcp", *arguments, "--address", demo],
+        env=environment(tmp_path),
+    )
+    with (tmp_path / "stderr").open("w+") as stderr:
+        async with Client(stdio_client(program, errlog=stderr)) as assistant:
+            tools = (await assistant.list_tools()).tools
+            assert [tool.name for tool in tools] == ["list_exchanges", "list_accounts", "get_balance", "watch_once"]
+            for tool in tools:
+                assert tool.annotations is not None
+                assert (tool.annotations.read_only_hint, tool.annotations.destructive_hint) == (True, False)
+
+            async def ask_tool(name: str, **arguments: Any) -> tuple[Any, bool]:
+                result = await assistant.call_tool(name, arguments)
+                (content,) = result.content
+                assert isinstance(content, TextContent)
+                assert json.loads(content.text) == result.structured_content
+                assert len(content.text) < 10_000
+                assert "101-004" not in content.text, "a part of an account's number"
+                return result.structured_content, result.is_error
+
+            (page, _), (last, _) = await ask_tool("list_exchanges"), await ask_tool("list_exchanges", page=3)
+            assert (len(page["exchanges"]), page["next_page"], "next_page" in last) == (50, 2, False)
+            accounts, _ = await ask_tool("list_accounts", user="demo")
+            assert {"exchange": "oanda", "environment": "production"} in accounts["accounts"]
+            balance, failed = await ask_tool("get_balance", user="demo", exchange="oanda", max_age_seconds=60)
+            assert not failed
+            assert (balance["source"] in ("venue", "cache"), balance["stale"]) == (True, False)
+            assert 0 <= balance["age_seconds"] <= 60
+            (account,) = balance["accounts"]
+            assert account["number_ends_in"] == "-001"
+            assert all(isinstance(value, str) for row in account["assets"] for value in row.values())
+            changed, _ = await ask_tool("watch_once", user="demo", exchange="tastytrade", timeout_seconds=20)
+            assert (changed["changed"], changed["balance"]["exchange"]) == (True, "tastytrade")
+            refused = {
+                (user, exchange): (await ask_tool("get_balance", user=user, exchange=exchange))[0]["error"]
+                for user, exchange in (
+                    *(("demo-refused", "oanda"), ("demo-limited", "oanda")),
+                    *(("demo", "nosuch"), ("demo-slow", "oanda")),
+                )
+            }
+            assert {key: (error["reason"], error["retry"]) for key, error in refused.items()} == {
+                ("demo-refused", "oanda"): ("CREDENTIAL_REJECTED", False),
+                ("demo-limited", "oanda"): ("VENUE_RATE_LIMITED", True),
+                ("demo", "nosuch"): ("EXCHANGE_UNKNOWN", False),
+                # The service would give this user's balance; the assistant may not name the user.
+                ("demo-slow", "oanda"): ("FIELD_INVALID", False),
+            }
+            assert refused["demo-limited", "oanda"]["retry_after_seconds"] > 0
+        stderr.seek(0)
+        assert stderr.read() == ""
+
+
+def test_the_command_for_assistants_asks_for_users_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ([], ["--user", "alice", "--all-users"]):
+        assert CliRunner().invoke(app, ["mcp", *wrong]).exit_code == 2
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    done = CliRunner().invoke(app, ["mcp", "--user", "alice"])
+    assert (done.exit_code, "pip install 'exchange-service[mcp]'" in done.stderr) == (3, True)
+
+
+LONG_USER = "customer-" + "0123456789-" * 8 + "end"
+WALLET = "0x" + "a1" * 20
+
+
+def show_all(demo: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each command that has a table shows at 80 columns, by its arguments."""
+    stored = {"api_key": "key", "api_secret": "secret"}
+    call(home, "credentials", "add", "-u", LONG_USER, "-e", "binance", "--stdin", stdin=json.dumps(stored))
+    call(home, "tokens", "create", "--name", "a desk with a long name", "-u", LONG_USER)
+    call(home, "keys", "create", str(home / "keys.json"))
+    monkeypatch.setattr(outcome.console, "_width", 80)
+    for name, value in (environment(home) | {"EXCHANGE_SERVICE_ADDRESS": demo}).items():
+        monkeypatch.setenv(name, value)
+    commands = (
+        "exchanges",
+        "plugins",
+        "plugins settings",
+        "credentials list",
+        "tokens list",
+        f"keys status --keyset-file {home / 'keys.json'}",
+        "balance -u demo -e hyperliquid --account-type all",
+        "balance -u demo -e binance --account-type all",
+        "watch -u demo --until-balance",
+        "health",
+        "doctor",
+    )
+    return {command: CliRunner().invoke(app, command.split()).stdout for command in commands}
+
+
+def test_no_command_cuts_or_breaks_an_id_at_80_columns_or_ends_a_line_in_blanks(
+    demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = show_all(demo, tmp_path, monkeypatch)
+    ids = {line.split()[0] for line in shown["exchanges"].splitlines()}
+    assert {"tradier_options", "krakenfutures", "hyperliquid"} <= ids
+    lines = {command: text.splitlines() for command, text in shown.items()}
+    # As wide as the terminal, but for the texts that are wider themselves, which it breaks.
+    tables = [line for command in ("exchanges", "plugins", "plugins settings") for line in lines[command]]
+    assert max(map(len, tables)) <= 80
+    assert {"ccxt_generic", "krakenfutures"} <= {line.split()[0] for line in lines["plugins"]}
+    assert LONG_USER in lines["credentials list"]
+    assert any(LONG_USER in line for line in lines["tokens list"])
+    token = json.loads(CliRunner().invoke(app, ["tokens", "list", "-o", "jsonl"]).stdout)["id"]
+    assert token in shown["tokens list"].split()
+    assert re.search(r"^perpetual 0x[0-9a-f]{40}$", shown["balance -u demo -e hyperliquid --account-type all"], re.M)
+    assert [line for text in lines.values() for line in text if line != line.rstrip()] == []
+    assert all(lines.values())
+
+
+def commands_of(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The arguments of every command, with those of its groups."""
+    yield path
+    for name in getattr(group, "commands", ()):
+        yield from commands_of(group.commands[name], *path, name)
+
+
+def test_no_help_ends_a_line_in_blanks() -> None:
+    paths = list(commands_of(typer.main.get_command(app)))
+    assert len(paths) > 25
+    for path in paths:
+        shown = CliRunner().invoke(app, [*path, "--help"]).stdout
+        assert shown.startswith("Usage:") or "Usage:" in shown
+        assert [line for line in shown.splitlines() if line != line.rstrip()] == [], path
+
+
+def test_a_table_leaves_columns_out_before_it_breaks_lines_and_stands_below_its_ids_at_last() -> None:
+    table = Columns(
+        Column("account", whole=True, group=True), Column("note", spare=1), Column("text"), Column("total", right=True)
+    )
+    table.add(WALLET, "a longer note", "two words", "1")
+    table.add(WALLET, "", "and others", "10.25")
+
+    def at(width: int) -> list[str]:
+        screen = io.StringIO()
+        Console(file=screen, width=width).print(table, crop=False)
+        return [line.rstrip() for line in screen.getvalue().splitlines()]
+
+    gap = " " * (len(WALLET) - len("account"))
+    assert at(100)[0] == f"account{gap}  note           text        total"
+    assert at(70)[0] == f"account{gap}  text        total"
+    assert at(70)[1:3] == [f"{WALLET}  two words       1", f"{WALLET}  and others  10.25"]
+    assert at(70)[3] == "without room: note; --output json has all"
+    assert at(59)[1:3] == [f"{WALLET}  two           1", " " * (len(WALLET) + 2) + "words"]
+    assert at(50)[:3] == [WALLET, "  note           text        total", "  a longer note  two words       1"]
+    assert at(29)[:2] == [WALLET, "  text        total"]
+    assert at(29)[-1].endswith("has all")
+    assert at(10)[:4] == [WALLET, "  note: a longer note", "  text: two words", "  total: 1"]
 
 
 def test_watching_an_account_that_can_never_be_followed_ends_as_its_balance_does(demo: str, tmp_path: Path) -> None:
@@ -605,20 +821,41 @@ def test_a_settings_file_is_read_and_a_flag_wins_over_it(tmp_path: Path) -> None
     assert call(tmp_path, "serve", "--config", str(tmp_path / "none.toml")).returncode == 2
 
 
-def test_the_demo_with_redis_caches_balances_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "exchange_service", "demo", "--redis", "--address", "127.0.0.1:0"]
-    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+def test_a_demo_with_tls_tokens_and_redis_says_so_and_prints_commands_that_work(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "a folder")
+    (certificate, key), desk = authority.sign("server", "localhost"), authority.sign("desk")
+    program = [sys.executable, "-m", "exchange_service", "demo", "--address", "127.0.0.1:0", "--redis"]
+    program += ["--service-tokens", "--tls-client-ca", str(authority.file)]
+    program += ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(program, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
-        address = lines[0].split("listens on ")[1].split()[0]
-        assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in lines)
-        first = call(tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--address", address)
-        second = call(
-            tmp_path, "balance", "-u", "demo", "-e", "oanda", "-o", "json", "--max-age", "60", "--address", address
-        )
+        shown = "".join(iter(process.stdout.readline, "Interrupt (Ctrl-C) to end.\n")).splitlines()
+        printed = [line.strip() for line in shown if line.startswith(("  export ", "  exchange-service "))]
+        token = subprocess.run(
+            ["bash", "-ec", f"{printed[2]}; printenv EXCHANGE_SERVICE_TOKEN"],
+            env=environment(tmp_path, PATH=path),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout.strip()
+        known = dict(zip(("CERTIFICATE", "KEY"), map(str, desk), strict=True))
+        variables = {f"EXCHANGE_SERVICE_CLIENT_{name}": file for name, file in known.items()}
+
+        def run(command: str, *more: str) -> subprocess.CompletedProcess[str]:
+            return call(tmp_path, *shlex.split(command)[1:], *more, EXCHANGE_SERVICE_TOKEN=token, **variables)
+
+        exchanges, balance, watch = printed[3:]
+        listed, first = run(exchanges), run(balance, "-o", "json")
+        second, watched = run(balance, "-o", "json", "--max-age", "60"), run(watch, "--events", "1")
         process.terminate()
         process.communicate(timeout=20)
     assert process.returncode == 0
+    how = r"\(gRPC, TLS, with client certificates; callers need a service token\), ready in .*"
+    assert re.fullmatch(rf"exchange-service listens on \S+ {how}", shown[0])
+    assert any(line.startswith("cache ") and "redis://127.0.0.1:" in line for line in shown)
+    assert [line.partition("=")[2][:7] for line in printed[:2]] == ["FILE  #"] * 2
+    assert [done.returncode for done in (listed, first, second, watched)] == [0] * 4, listed.stderr
     sources = [json.loads(done.stdout)["freshness"]["source"] for done in (first, second)]
     assert sources == ["BALANCE_SOURCE_VENUE", "BALANCE_SOURCE_CACHE"]
 

@@ -105,8 +105,15 @@ CHECKS = [
     "test-browser",
     "have-node",
     "test-web",
+    "test-typescript",
+    "have-go",
+    "test-go",
     "have-nginx",
     "nginx",
+    "have-envoy",
+    "envoy",
+    "have-prometheus",
+    "test-alerts",
 ]
 
 
@@ -115,12 +122,16 @@ CHECKS = [
     [
         ("", 0, CHECKS),
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
-        ("have-node", 0, [goal for goal in CHECKS if goal != "test-web"]),
-        ("have-nginx", 0, CHECKS[:-1]),
+        ("have-node", 0, [goal for goal in CHECKS if goal not in ("test-web", "test-typescript")]),
+        ("have-go", 0, [goal for goal in CHECKS if goal != "test-go"]),
+        ("have-nginx", 0, [goal for goal in CHECKS if goal != "nginx"]),
+        ("have-envoy", 0, [goal for goal in CHECKS if goal != "envoy"]),
+        ("have-prometheus", 0, CHECKS[:-1]),
         ("test-browser", 1, CHECKS[:7]),
         ("ccxt-elsewhere", 1, CHECKS[:5]),
         ("test-web", 1, CHECKS[:9]),
-        ("nginx", 1, CHECKS),
+        ("nginx", 1, CHECKS[: CHECKS.index("nginx") + 1]),
+        ("test-alerts", 1, CHECKS),
         # What fails in the whole run is run once more.
         ("test", 0, [*CHECKS[:2], "retest", *CHECKS[2:]]),
         ("test-projects", 0, [*CHECKS[:3], "retest", *CHECKS[3:]]),
@@ -139,3 +150,16 @@ def test_the_checks_go_on_without_such_a_program_and_fail_if_a_test_behind_it_do
     done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], env=variables, capture_output=True)
     assert done.returncode == code
     assert log.read_text().split() == goals
+
+
+def test_where_there_is_no_apt_the_script_for_go_modules_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "go_modules", tmp_path / "scripts")
+    for name in ("dirname", "rm"):
+        program = shutil.which(name)
+        assert program
+        (tmp_path / name).symlink_to(program)
+    done = subprocess.run(["/bin/sh", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "The Go modules cannot be had from Debian's packages: there is no apt-get or dpkg-deb here." in done.stderr
+    assert "go mod tidy" in done.stderr

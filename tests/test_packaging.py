@@ -267,8 +267,9 @@ def load_simulator(path: Path) -> Any:
     return module.AcmeSimulator
 
 
-def test_packages_of_the_web_application_are_locked_by_their_hashes_and_name_no_server() -> None:
-    folder = ROOT / "examples" / "web"
+@pytest.mark.parametrize("project", ["examples/web", "clients/typescript"])
+def test_packages_from_npm_are_locked_by_their_hashes_and_name_no_server(project: str) -> None:
+    folder = ROOT / project
     locked = json.loads((folder / "package-lock.json").read_text())["packages"]
     packages = {path: entry for path, entry in locked.items() if path}
     assert len(packages) > 5

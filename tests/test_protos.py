@@ -35,7 +35,7 @@ def test_each_of_ours_names_its_go_and_java_packages(file: FileDescriptor) -> No
     folder = file.name.rpartition("/")[0]
     options = file.GetOptions()
     path, _, alias = options.go_package.partition(";")
-    assert path == f"exchange-service/gen/go/{folder}"
+    assert path == f"exchange-service/exchangeservice/gen/{folder}"
     assert re.fullmatch(r"[a-z]+v1", alias)
     assert (options.java_package, options.java_multiple_files) == (file.package, True)
     assert file.package == folder.replace("/", ".")

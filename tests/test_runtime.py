@@ -37,13 +37,13 @@ from exchange_service.cli import main
 
 waiting = Service.run_until_signal
 
-async def telling(self, ready=lambda: None):
+async def telling(self, ready=lambda: None, leaving=lambda: None):
     def tell():
         ready()
         loop = asyncio.get_running_loop()
         print(type(loop).__module__.partition(".")[0], gc.get_threshold(), gc.get_freeze_count() > 10_000, flush=True)
 
-    await waiting(self, tell)
+    await waiting(self, tell, leaving)
 
 Service.run_until_signal = telling
 main()

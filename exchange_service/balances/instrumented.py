@@ -9,6 +9,7 @@ from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError
 from exchange_service.model import Credential
 from exchange_service.observability.metrics import CANCELLED, Metrics
+from exchange_service.observability.tracing import add_event
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
@@ -52,6 +53,7 @@ def instrumented_opening(open_credential: OpenCredential, metrics: Metrics) -> O
             metrics.credential_opened(error.reason)
             raise
         metrics.credential_opened()
+        add_event("credential.opened")
         return credential
 
     return opening

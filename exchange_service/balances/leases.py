@@ -15,6 +15,7 @@ from exchange_service.cache import Lease
 from exchange_service.cache.memory import LocalLease
 from exchange_service.errors import PluginFailed, VenueError, VenueTimeout
 from exchange_service.model import VenueReports
+from exchange_service.observability.tracing import add_event
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
@@ -26,6 +27,8 @@ LEASE = 5.0
 _LOOK_EVERY = 0.5
 # Seconds after which a holder is not waited for if the cache has failed lately: the venue may have answered long ago.
 _PATIENCE = 1.0
+# Seconds of waiting that a trace tells.
+_WORTH_TELLING = 0.001
 # Writes that lose against another replica's are tried again, which a broken clock must not make endless.
 _MOST_WRITES = 3
 
@@ -78,6 +81,7 @@ class Leased:
         while (lease := await self._cached.lease(target.key, LEASE)) is None:
             stored = await self._wait_for_holder(target, changed)
             if stored is not None:
+                add_event("lease.answered_by_other", waited=loop_time() - began)
                 return stored
             if loop_time() >= deadline:
                 error = VenueTimeout(f"{target.listing.metadata.name} did not answer another replica in time.")
@@ -87,6 +91,8 @@ class Leased:
             if not self._cached.reliable and loop_time() - began >= _PATIENCE:
                 # What the holder brings may never be seen here.
                 return LocalLease()
+        if (waited := loop_time() - began) >= _WORTH_TELLING:
+            add_event("lease.taken", waited=waited)
         return lease
 
     async def _wait_for_holder(self, target: Target, changed: asyncio.Event) -> StoredBalance | None:
@@ -111,6 +117,7 @@ class Leased:
         # Another replica may have come back between our look at the cache and our lease.
         present = await self._cached.read(target.key, target.account)
         if present is not None and self._serves(present, target, target.wanted_after):
+            add_event("cache.answered")
             return FetchResult(present, here=False)
         began = self._now()
         try:

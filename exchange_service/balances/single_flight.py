@@ -7,13 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from exchange_service.credentials.references import late_store
 from exchange_service.deadlines import ANSWER_MARGIN
 from exchange_service.errors import DeadlinePassed, ServiceError, ShuttingDown, VenueTimeout
+from exchange_service.observability.tracing import (
+    CANCELLED,
+    ActiveSpan,
+    child_span,
+    context_with,
+    current_span,
+    reason_of,
+)
 from exchange_service.tasks import without_origin
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
@@ -34,6 +42,8 @@ class _Call(Generic[T]):
     target: Target
     priority: Priority
     waiting: int = 0
+    # None if the caller that began it is not traced.
+    span: ActiveSpan | None = None
 
 
 class SingleFlight(Generic[T]):
@@ -62,7 +72,11 @@ class SingleFlight(Generic[T]):
             raise DeadlinePassed("The deadline leaves too little time to ask the venue.")
         if target.not_before == inf:
             await self._wait_for_running(target.key, deadline)
-        call = self._calls.get(target.key) or self._begin(target, priority)
+        call = self._calls.get(target.key)
+        if call is None:
+            call = self._begin(target, priority)
+        else:
+            _note_joining(call)
         if not priority.polling:
             call.priority.promote()
         call.waiting += 1
@@ -109,7 +123,9 @@ class SingleFlight(Generic[T]):
         loop = asyncio.get_running_loop()
         own = Priority(polling=priority.polling)
         work = self.inner.fetch(target, loop.time() + self._seconds, own)
-        call = _Call(loop.create_task(work, name=f"refresh {target.listing.metadata.id}"), target, own)
+        span = _fetch_span(target, polling=priority.polling)
+        task = loop.create_task(work, name=f"refresh {target.listing.metadata.id}", context=context_with(span))
+        call = _Call(task, target, own, span=span)
         self._calls[target.key] = call
         call.task.add_done_callback(partial(self._on_fetch_done, target, call))
         return call
@@ -121,9 +137,13 @@ class SingleFlight(Generic[T]):
     def _on_fetch_done(self, target: Target, call: _Call[T], _: asyncio.Task[T]) -> None:
         self._forget(target.key, call)
         if call.task.cancelled():
+            if call.span is not None:
+                call.span.end(CANCELLED)
             return
         # Taken here too: if no caller waits for it any more, asyncio would log it.
         error = call.task.exception()
+        if call.span is not None:
+            call.span.end(reason_of(error))
         if isinstance(error, ServiceError):
             # What it comes from holds the call to the plugin, and that a credential.
             without_origin(error)
@@ -141,6 +161,29 @@ class SingleFlight(Generic[T]):
         self.end()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+
+
+def _fetch_span(target: Target, *, polling: bool) -> ActiveSpan | None:
+    """The span of a fetch, within that of the caller who begins it."""
+    if current_span() is None:
+        return None
+    account = target.account
+    attributes: dict[str, str | bool] = {
+        "exchange_service.exchange": target.listing.metadata.id,
+        "exchange_service.environment": account.environment,
+        "exchange_service.account_type": account.account_type,
+        "exchange_service.polling": polling,
+    }
+    return child_span("fetch", attributes)
+
+
+def _note_joining(call: _Call[Any]) -> None:
+    """A caller waits for a fetch that another one has begun: its span leads to the fetch's."""
+    span = current_span()
+    if span is not None:
+        span.set({"exchange_service.joined": True})
+        if call.span is not None:
+            span.link(call.span)
 
 
 def _late(target: Target) -> ServiceError:

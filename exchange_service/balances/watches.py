@@ -24,6 +24,7 @@ from exchange_service.cache import Lease
 from exchange_service.errors import NotSupported, ServiceError, StoreUnavailable, VenueRateLimited
 from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.tracing import ActiveSpan, Tracing, Within, origin_span
 from exchange_service.tasks import TaskSet, retrieve_exception
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.registry import Listing
@@ -69,6 +70,8 @@ class Watches:
     room: PushRoom
     metrics: Metrics = field(default_factory=Metrics)
     now: Callable[[], float] = clock.wall
+    # None without traces.
+    tracing: Tracing | None = None
     opened: set[AccountWatch] = field(default_factory=set)
     _tasks: TaskSet = field(default_factory=TaskSet)
     _lines: PushLog = field(default_factory=PushLog)
@@ -134,6 +137,8 @@ class AccountWatch:
         self._told_at = float("-inf")
         self._failures = 0
         self._differences = 0
+        # The call for which the account is followed.
+        self._opened_by = origin_span()
         self._task: asyncio.Task[None] | None = None
         # That task, and those before it that have not ended yet.
         self._running: set[asyncio.Task[None]] = set()
@@ -324,12 +329,26 @@ class AccountWatch:
             self._watches.report_standing(self.exchange)
             await self._tell(None)
         self.pushed_at = asyncio.get_running_loop().time()
-        if pushed.balance is None:
-            self._note_hint(pushed.arrived_at)
-        elif not self._is_known(target, pushed.balance, pushed.arrived_at):
-            await self._store(target, pushed.balance, pushed.arrived_at)
+        with Within(self._push_span(pushed)):
+            if pushed.balance is None:
+                self._note_hint(pushed.arrived_at)
+            elif not self._is_known(target, pushed.balance, pushed.arrived_at):
+                await self._store(target, pushed.balance, pushed.arrived_at)
         # What comes meanwhile is one balance, the last.
         await asyncio.sleep(_BETWEEN_PUSHES)
+
+    def _push_span(self, pushed: Pushed) -> ActiveSpan | None:
+        """A trace of its own for what was pushed, from its arrival on; None if it is not traced."""
+        tracing, account = self._watches.tracing, self._account
+        if tracing is None:
+            return None
+        attributes = {
+            "exchange_service.exchange": self.exchange,
+            "exchange_service.environment": account.environment,
+            "exchange_service.kind": "hint" if pushed.balance is None else "whole",
+        }
+        age = time.monotonic() - pushed.arrived_at
+        return tracing.begin_root("push", attributes, self._opened_by, began_ago=max(0.0, age))
 
     def _is_known(self, target: Target, balance: FetchedBalance, arrived_at: float) -> bool:
         """Whether it is what was stored a moment ago, and nobody has stored anything else since."""

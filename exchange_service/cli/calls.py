@@ -1,41 +1,26 @@
-"""The commands that read from a running service: exchanges, balance, watch."""
+"""The commands that read from a running service once, exchanges and balance, and the options of all that call it."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.console import Group
-from rich.live import Live
 
 from exchange_service.cli import tables
-from exchange_service.cli.outcome import ExitCode, Output, console, exit_code, fail, messages, plain, run
+from exchange_service.cli.outcome import ExitCode, Output, console, fail, messages, plain, run
 from exchange_service.cli.signatures import replacing
 from exchange_service.client import ExchangeServiceClient, is_loopback
 from exchange_service.environment import ENVIRONMENT_PREFIX
-from exchange_service.errors import (
-    ExchangeRetired,
-    ExchangeUnknown,
-    FieldInvalid,
-    NotSupported,
-    ServiceError,
-    from_reason,
-)
-from exchange_service.v1 import balance_pb2, error_reason_pb2
+from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import (
-    AccountErrorEvent,
-    AccountSelector,
-    AccountState,
-    BalanceEvent,
-    StreamBalancesResponse,
+    ListExchangesResponse,
 )
 
 OutputOption = Annotated[
@@ -51,10 +36,9 @@ UserOption = Annotated[
     str, typer.Option("--user", "-u", envvar=f"{ENVIRONMENT_PREFIX}USER", help="The user that owns the account.")
 ]
 
-_ACCOUNT_TYPE = "One of the exchange's account types, or all. Default: the one that the exchange's listing names."
+# The help of an option that several commands have.
+ACCOUNT_TYPE = "One of the exchange's account types, or all. Default: the one that the exchange's listing names."
 
-# Waiting does not help: the request names something that does not exist.
-_NEVER = (ExchangeUnknown, ExchangeRetired, FieldInvalid, NotSupported)
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 # There is no flag for it, because other users of the machine can see a command line.
 _TOKEN_VARIABLE = f"{ENVIRONMENT_PREFIX}TOKEN"
@@ -97,7 +81,7 @@ def _flag(
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _option(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:
+def option(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:
     """An option of a command; unlike a flag it has no environment variable."""
     annotation = Annotated[kind, typer.Option(help=text, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -179,7 +163,7 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             entries.extend(page.exchanges)
             token = page.next_page_token
     if output is Output.JSON:
-        tables.print_json([tables.as_dict(entry) for entry in entries])
+        tables.print_json(_catalogue(reply, entries))
     elif output is Output.JSONL:
         for entry in entries:
             tables.print_line(tables.as_dict(entry))
@@ -195,11 +179,24 @@ async def _exchanges(target: Target, asset_class: str, search: str, source: str,
             messages.print(f"[yellow]{len(reply.problems)} problems with plugins; see `exchange-service plugins`.[/]")
 
 
+def _catalogue(first: ListExchangesResponse, entries: Sequence[exchange_pb2.Exchange]) -> dict[str, Any]:
+    """The whole answer as JSON: the entries of all pages, and what the first page says beside them. Every name is there
+    in every answer."""
+    stats = first.stats
+    return {
+        "exchanges": [tables.as_dict(entry) for entry in entries],
+        "matching_count": first.matching_count,
+        "stats": {"total": stats.total, "custom": stats.custom, "ccxt": stats.ccxt},
+        "problems": [tables.as_dict(problem) for problem in first.problems],
+        "etag": first.etag,
+    }
+
+
 _BALANCE_OPTIONS = (
-    _option("environment", str, "", "production, sandbox, or the venue's own name for one of them."),
-    _option("account_type", str, "", _ACCOUNT_TYPE),
-    _option("max_age", float | None, None, "The oldest acceptable balance in seconds; 0 asks the venue now.", min=0),
-    _option("include_zero", bool, False, "Also show rows whose amounts are all zero."),
+    option("environment", str, "", "production, sandbox, or the venue's own name for one of them."),
+    option("account_type", str, "", ACCOUNT_TYPE),
+    option("max_age", float | None, None, "The oldest acceptable balance in seconds; 0 asks the venue now.", min=0),
+    option("include_zero", bool, False, "Also show rows whose amounts are all zero."),
 )
 
 
@@ -234,216 +231,7 @@ async def _balance(target: Target, user: str, exchange: str, options: dict[str, 
             messages.print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class WatchOptions:
-    """Which accounts of the named exchanges to follow, how often to show each, and after how many events to end."""
-
-    environment: str
-    account_type: str
-    min_interval: float
-    events: int
-
-
-_WATCH_OPTIONS = (
-    _option("environment", str, "", "The environment of the named exchanges."),
-    _option("account_type", str, "", _ACCOUNT_TYPE),
-    _option(
-        *("min_interval", float, 0.0, "The least number of seconds between two balances of an account."),
-        min=0,
-        max=3600,
-    ),
-    _option("events", int, 0, "End after this number of balances and errors; 0: never.", min=0),
-)
-
-
-@calling
-@replacing("options", _WATCH_OPTIONS, lambda values: WatchOptions(**values))
-def watch(
-    target: Target,
-    user: UserOption,
-    options: WatchOptions,
-    exchange: Annotated[
-        list[str] | None, typer.Option("--exchange", "-e", help="Only this exchange; can be repeated. Default: all.")
-    ] = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Follow a user's balances live, until interrupted."""
-    environment, account_type = options.environment, options.account_type
-    if not exchange and (environment or account_type):
-        fail("--environment and --account-type need --exchange", ExitCode.USAGE)
-    # Without repetitions: the service reports an account once, even if it is named twice.
-    names = dict.fromkeys(name.strip().lower() for name in exchange or ())
-    accounts = [AccountSelector(exchange_id=name, environment=environment, account_type=account_type) for name in names]
-    run(_watch(target, user, accounts, options, output), output)
-
-
-async def _watch(
-    target: Target, user: str, accounts: Sequence[AccountSelector], options: WatchOptions, output: Output
-) -> None:
-    view = LiveView() if output is Output.TABLE and console.is_terminal else None
-    lines = EventLines()
-    count = balances = 0
-    refusal: ServiceError | None = None
-    # The named accounts that can never be followed.
-    impossible: set[tuple[str, str, str]] = set()
-
-    def report_interruption(error: ServiceError) -> None:
-        messages.print(f"[yellow]interrupted:[/] {plain(error.text)} Trying again.", soft_wrap=True)
-
-    async with target.client() as client:
-        events = client.stream_balances(
-            user, accounts, min_interval=options.min_interval, resume=True, on_interruption=report_interruption
-        )
-        with Live(console=console, auto_refresh=False) if view else _NoDisplay() as live:
-            async for event in events:
-                if view is not None and isinstance(live, Live):
-                    live.update(view.after(event), refresh=True)
-                elif output is Output.TABLE:
-                    for line in lines.after(event):
-                        console.print(line, soft_wrap=True)
-                else:
-                    tables.print_line(tables.as_dict(event))
-                kind = event.WhichOneof("event")
-                count += kind in ("balance", "account_error")
-                if kind == "balance":
-                    balances += 1
-                elif kind == "account_error":
-                    refusal = from_reason(_reason(event), event.account_error.error.message)
-                    if isinstance(refusal, _NEVER):
-                        error = event.account_error
-                        impossible.add((error.exchange_id, error.environment, error.account_type))
-                if accounts and len(impossible) == len(accounts):
-                    break
-                if options.events and count >= options.events:
-                    break
-    if refusal is not None and not balances:
-        # Only errors came, and they were printed.
-        raise typer.Exit(exit_code(refusal))
-
-
-class _NoDisplay:
-    """Takes the place of the live display if there is no terminal."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-_AccountName: TypeAlias = tuple[str, str, str]
-
-
-class Deliveries:
-    """How changes of each account reach the service, as the events tell it."""
-
-    def __init__(self) -> None:
-        self._now: dict[_AccountName, str] = {}
-
-    def after(self, event: StreamBalancesResponse) -> dict[_AccountName, str]:
-        """What is new or has changed with one more event: "pushed", or "polled" and why."""
-        changes = {account: text for account, text in _told_deliveries(event) if self._now.get(account) != text}
-        self._now |= changes
-        return changes
-
-    def lines(self) -> list[str]:
-        """A line for each way, with its accounts."""
-        by_text: dict[str, list[str]] = {}
-        for account, text in sorted(self._now.items()):
-            by_text.setdefault(text, []).append(_shown_name(account))
-        return [f"{text}: {', '.join(names)}" for text, names in sorted(by_text.items())]
-
-
-def _told_deliveries(event: StreamBalancesResponse) -> Iterator[tuple[_AccountName, str]]:
-    if event.HasField("balance") and event.balance.freshness.HasField("delivery"):
-        yield _name_of(event.balance.balance), tables.delivery(event.balance.freshness.delivery)
-    for state in event.heartbeat.accounts:
-        if state.HasField("delivery"):
-            yield _name_of(state), tables.delivery(state.delivery)
-
-
-def _name_of(message: balance_pb2.Balance | AccountErrorEvent | AccountState) -> _AccountName:
-    return message.exchange_id, message.environment, message.account_type
-
-
-def _shown_name(account: _AccountName) -> str:
-    return plain(" ".join(part for part in account if part not in ("", "production")))
-
-
-class LiveView:
-    """The newest balance of each account, as one table that is redrawn at each event."""
-
-    def __init__(self) -> None:
-        self._balances: dict[_AccountName, balance_pb2.Balance] = {}
-        self._errors: dict[_AccountName, str] = {}
-        self._deliveries = Deliveries()
-        self._last_event = ""
-
-    def after(self, event: StreamBalancesResponse) -> Group:
-        """The display after one more event."""
-        self._last_event = datetime.now().astimezone().strftime("%H:%M:%S")
-        self._deliveries.after(event)
-        kind = event.WhichOneof("event")
-        if kind == "balance":
-            message = event.balance.balance
-            self._balances[_name_of(message)] = message
-            self._errors.pop(_name_of(message), None)
-        elif kind == "account_error":
-            self._errors[_name_of(event.account_error)] = _describe_error(event)
-        lines = [f"[red]{text}[/]" for text in self._errors.values()]
-        lines += [f"[dim]{text}[/]" for text in self._deliveries.lines()]
-        footer = f"[dim]last event {self._last_event}; press Ctrl-C to end[/]"
-        return Group(tables.balances(self._balances[key] for key in sorted(self._balances)), *lines, footer)
-
-
-class EventLines:
-    """Events as lines, for where there is no display that could be redrawn."""
-
-    def __init__(self) -> None:
-        self._deliveries = Deliveries()
-
-    def after(self, event: StreamBalancesResponse) -> Iterator[str]:
-        """The lines of one more event, marked up."""
-        now = datetime.now().astimezone().strftime("%H:%M:%S")
-        for account, text in self._deliveries.after(event).items():
-            yield f"{now} {_shown_name(account)} {text}"
-        kind = event.WhichOneof("event")
-        if kind == "balance":
-            yield from (f"{now} {line}" for line in _balance_lines(event.balance))
-        elif kind == "account_error":
-            yield f"{now} {_describe_error(event)}"
-        elif kind == "heartbeat":
-            count = len(event.heartbeat.accounts)
-            state = f"{count} account{'' if count == 1 else 's'}" if count else "no account is stored for this user yet"
-            yield f"[dim]{now} alive, {state}[/]"
-
-
-def _balance_lines(event: BalanceEvent) -> Iterator[str]:
-    balance, freshness = event.balance, event.freshness
-    stale = f" ({tables.freshness(freshness)})" if freshness.HasField("stale") else ""
-    for line in tables.balance_lines(balance):
-        if line.is_summary:
-            yield f"{line.exchange} {line.account} {line.asset} {line.total} available {line.available}{stale}"
-            continue
-        kind = f" {line.kind}" if line.kind else ""
-        named = ((name, getattr(line, name)) for name in tables.AMOUNT_COLUMNS)
-        amounts = "".join(f" {name} {figure}" for name, figure in named if figure)
-        yield f"{line.exchange} {line.account} {line.asset}{kind}{amounts}{stale}"
-    for fault in tables.faults(balance):
-        yield f"{plain(balance.exchange_id)} not read: {fault}"
-
-
-def _reason(event: StreamBalancesResponse) -> str:
-    return error_reason_pb2.ErrorReason.Name(event.account_error.error.reason).removeprefix("ERROR_REASON_")
-
-
-def _describe_error(event: StreamBalancesResponse) -> str:
-    error = event.account_error
-    reason = _reason(event)
-    return plain(f"{error.exchange_id} {error.environment} {reason}: {error.error.message}")
-
-
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (exchanges, balance, watch):
+    for command in (exchanges, balance):
         app.command()(command)

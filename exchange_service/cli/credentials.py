@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, exit_code, fail, messages, missing_text, plain, run
 from exchange_service.environment import ENVIRONMENT_PREFIX
@@ -216,12 +216,13 @@ def _retired_exchanges(settings: Settings) -> dict[str, str]:
     return {exchange_id: retirement(entry).message for exchange_id, entry in open_registry(settings).retired.items()}
 
 
-def _stored_table(entries: list[dict[str, Any]]) -> Table:
+def _stored_table(entries: list[dict[str, Any]]) -> Columns:
     retired = any(entry["retired"] for entry in entries)
-    table = Table("user", "exchange", "environment", *(["state"] if retired else []), box=None, pad_edge=False)
+    names = [Column(title, whole=True) for title in ("user", "exchange", "environment")]
+    table = Columns(*names, *([Column("state")] if retired else []))
     for entry in entries:
         state = [f"[yellow]{plain(entry['retired'] or '')}[/]"] if retired else []
-        table.add_row(entry["user_id"], entry["exchange_id"], entry["environment"], *state)
+        table.add(*(plain(entry[name]) for name in ("user_id", "exchange_id", "environment")), *state)
     return table
 
 

@@ -34,6 +34,8 @@ MAIN_USER = "demo"
 NEW_USER = "demo-new"
 # Where the demo serves browsers, unless it is taken or the settings say otherwise.
 HTTP_ADDRESS = "127.0.0.1:50052"
+# What the demo encrypts and signs with in its own Redis.
+REDIS_HASH_KEY = "only for this demo"
 
 SITUATION_NOTES = {
     "moving": "balances that change every few seconds",
@@ -91,7 +93,7 @@ async def running_demo(settings: Settings, *, redis: bool = False, site_port: in
         }
         if redis:
             changes["cache_url"] = _start_redis(stack)
-            changes["hash_key"] = "only for this demo"
+            changes["hash_key"] = REDIS_HASH_KEY
         # A simulator is healthy for one user and broken for another: one account's trouble must not hold others up.
         demo_settings = Settings.model_validate(settings.model_dump() | changes)
         service = await _start_service(demo_settings, settings, stand_ins)

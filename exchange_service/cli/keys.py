@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.credentials import with_store
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, fail, messages, plain, run
@@ -192,12 +192,12 @@ def _list_keys(keyset: Keyset, values_by_key: dict[str, int]) -> list[dict[str, 
     return entries
 
 
-def _make_table(entries: list[dict[str, Any]]) -> Table:
-    table = Table("key", "seals", "created", "values", box=None, pad_edge=False)
+def _make_table(entries: list[dict[str, Any]]) -> Columns:
+    table = Columns(Column("key", whole=True), Column("seals"), Column("created"), Column("values", whole=True))
     for entry in entries:
         name = plain(entry["key"]) or "(damaged)"
         created = entry["created"] or "[red]not in the keyset[/]"
-        table.add_row(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
+        table.add(name, "new values" if entry["primary"] else "", created, str(entry["values"]))
     return table
 
 

@@ -6,13 +6,11 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Collection
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.flags import with_settings
@@ -22,6 +20,7 @@ from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.gc_tuning import tune_gc, uncollected
 from exchange_service.observability.logs import configure_logging
 from exchange_service.open_files import raise_limit
+from exchange_service.service_manager import ServiceManager
 from exchange_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,9 +52,24 @@ async def _serve(settings: Settings) -> None:
     text = f"Serving on {service.address}, {plain(who_may_call(settings))}. Interrupt to end."
     if url := service.web.console_url():
         text = f"The console is at {plain(url)}\n{text}"
-    await service.run_until_signal(lambda: messages.print(text, soft_wrap=True))
+    await _run_managed(service, text)
     messages.print("Stopped.")
     await end_process()
+
+
+async def _run_managed(service: Service, text: str) -> None:
+    """Serve until a signal comes. A service manager, if there is one, is told what a person at the terminal is."""
+    manager = ServiceManager.from_environment()
+
+    def ready() -> None:
+        messages.print(text, soft_wrap=True)
+        manager.ready(f"Serving on {service.address}.")
+
+    alive = asyncio.create_task(manager.keep_alive(), name="watchdog of the service manager")
+    try:
+        await service.run_until_signal(ready, lambda: manager.stopping("Leaving: health says NOT_SERVING."))
+    finally:
+        alive.cancel()
 
 
 async def _start(settings: Settings) -> Service:
@@ -119,11 +133,15 @@ def _console_settings(settings: Settings) -> dict[str, object]:
     libraries = ("connectrpc", "starlette", "sse_starlette")
     if unwanted or not settings.loopback or any(find_spec(name) is None for name in libraries):
         return {}
+    if settings.knows_callers and not settings.takes_tokens:
+        # Browsers would have to present a client certificate, which the pages do not ask for.
+        return {}
     return {"http_address": HTTP_ADDRESS, "console": True, "manage_accounts": True}
 
 
 async def _demo(settings: Settings, redis: bool) -> None:
     from exchange_service.cli.demo import running_demo
+    from exchange_service.cli.welcome import print_welcome
     from exchange_service.grpc_server.server import BindError
     from exchange_service.startup_checks import UnsafeSettings
 
@@ -133,7 +151,7 @@ async def _demo(settings: Settings, redis: bool) -> None:
     try:
         async with running_demo(settings, redis=redis, site_port=_DEMO_SITE_PORT) as running:
             tune_gc()
-            welcome = partial(_print_welcome, running, time.monotonic() - started)
+            welcome = partial(print_welcome, running, time.monotonic() - started)
             await running.service.run_until_signal(welcome)
     except UnsafeSettings as error:
         fail(str(error), ExitCode.ACT)
@@ -141,52 +159,6 @@ async def _demo(settings: Settings, redis: bool) -> None:
         fail(f"{error} Another service may be running; choose a port with --address 127.0.0.1:50061.", ExitCode.ACT)
     messages.print("Stopped.")
     await end_process()
-
-
-def _print_welcome(running: object, seconds: float) -> None:
-    from exchange_service.cli.demo import MAIN_USER, SITUATION_NOTES, Demo, user_of
-
-    assert isinstance(running, Demo)
-    address = running.service.address
-    console.print(f"[bold]exchange-service[/] listens on {address} (gRPC, plaintext), ready in {seconds:.1f} s")
-    if url := running.service.web.console_url(MAIN_USER):
-        console.print(f"console    {url}", soft_wrap=True)
-        console.print(f"           This link signs in once, in one browser.{_other_port(running.service)}")
-    console.print(f"cache      {running.cache}")
-    console.print(f"database   {running.database}", soft_wrap=True)
-    for name, url in running.venues.items():
-        console.print(f"simulated  {name} at {url}")
-    console.print(f"keys       of the simulated venues, to type and to break: {running.site.url}")
-    console.print("[yellow]The venues are simulated on this machine: no real account, no real money.[/]\n")
-    users = Table("demo user", "exchanges", "what it shows", box=None, pad_edge=False)
-    for situation, note in SITUATION_NOTES.items():
-        user = user_of(situation)
-        if user in running.users:
-            users.add_row(user, _list_exchanges(running.users[user], running.venues), note)
-    console.print(users)
-    flag = "" if address == "127.0.0.1:50051" else f" --address {address}"
-    console.print("\nTry next, in a second terminal (`. .venv/bin/activate` first):")
-    # A plugin's author may have installed no plugin but their own.
-    exchange = "oanda" if "oanda" in running.venues else next(iter(running.venues), "oanda")
-    for command in ("exchanges", f"balance --user {MAIN_USER} --exchange {exchange}", f"watch --user {MAIN_USER}"):
-        console.print(f"  exchange-service {command}{flag}", soft_wrap=True)
-    console.print("\nInterrupt (Ctrl-C) to end.")
-
-
-def _other_port(service: Service) -> str:
-    """A sentence if the port for browsers is not the demo's own."""
-    from exchange_service.cli.demo import HTTP_ADDRESS
-
-    wanted = service.settings.http_address == "127.0.0.1:0"
-    return f" {HTTP_ADDRESS} is taken, so it has another port." if wanted else ""
-
-
-def _list_exchanges(exchanges: Collection[str], venues: Collection[str]) -> str:
-    """The names of the exchanges, or of those that are missing, whichever list is shorter."""
-    missing = [name for name in venues if name not in exchanges]
-    if len(missing) < len(exchanges):
-        return f"all but {', '.join(missing)}" if missing else "all"
-    return ", ".join(exchanges)
 
 
 @with_settings()

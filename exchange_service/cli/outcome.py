@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     # Commands that read no settings need not import it.
     from pydantic import ValidationError
 
-# The width of output into a file or a pipe, which must not be cut to the width of a terminal.
-_WIDE = 160
+# The width of output into a file or a pipe: wider than any line, so that a program finds each line whole.
+_WIDE = 100_000
+# The end of a line, with the blanks that fill a table's last column and a terminal's codes for colours between them.
+_LINE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+(?=\n|\Z)")
 
 
 def _close_stdout() -> typer.Exit:
@@ -38,11 +41,16 @@ class _Pipeable(Console):
     def on_broken_pipe(self) -> None:
         raise _close_stdout()
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and leave it to the terminal to break a line that is too long for it, instead of cutting it."""
+        super().print(*objects, **{"crop": False} | options)
+
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        return super()._render_buffer(
+        text = super()._render_buffer(
             segment if segment.control else Segment(printable(segment.text, keep="\n"), segment.style)
             for segment in buffer
         )
+        return _LINE_END.sub(lambda end: end[0].replace(" ", ""), text)
 
 
 def _make_console(*, stderr: bool = False) -> Console:

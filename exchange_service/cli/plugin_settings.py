@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.calls import OutputOption
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, echo, fail, messages, plain, run
 from exchange_service.model import PluginInfo, PluginSetting
@@ -150,12 +150,19 @@ def _entry(info: PluginInfo, setting: PluginSetting, values: Any, *, shown: bool
     }
 
 
-def _table(entries: list[dict[str, Any]]) -> Table:
-    table = Table("plugin", "setting", "type", "required", "value", "description", box=None, pad_edge=False)
+def _table(entries: list[dict[str, Any]]) -> Columns:
+    table = Columns(
+        Column("plugin", whole=True),
+        Column("setting", whole=True),
+        Column("type", spare=2),
+        Column("required", spare=1),
+        Column("value", whole=True),
+        Column("description"),
+    )
     for entry in entries:
         hidden = "(set)" if entry["set"] else "-"
         value = hidden if entry["value"] is None else plain(json.dumps(entry["value"]).strip('"'))
         required = "yes" if entry["required"] else ""
         names = (entry["plugin"], entry["setting"], entry["type"])
-        table.add_row(*map(plain, names), required, value, plain(entry["description"]))
+        table.add(*map(plain, names), required, value, plain(entry["description"]))
     return table

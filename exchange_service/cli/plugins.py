@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
 from exchange_service.cli.calls import OutputOption, Target, calling
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import read_settings
 from exchange_service.cli.outcome import ExitCode, Output, console, messages, plain, run
 from exchange_service.client import ServiceUnreachable
@@ -106,17 +106,23 @@ def _row(status: plugin_service_pb2.PluginStatus) -> dict[str, Any]:
     }
 
 
-def _table(reply: plugin_service_pb2.ListPluginsResponse) -> Table:
+def _table(reply: plugin_service_pb2.ListPluginsResponse) -> Columns:
     """A line for each process, and one for a plugin without a process."""
-    right = {"justify": "right"}
-    table = Table("plugin", "version", "exchanges", "runs in", "state", box=None, pad_edge=False)
-    for name in ("process", "memory", "uptime", "restarts"):
-        table.add_column(name, **right)  # type: ignore[arg-type]
+    # Whether a plugin has a process of its own is seen by its state, and the rest is in the metrics.
+    figures = {"process": 0, "memory": 3, "uptime": 2, "restarts": 4}
+    table = Columns(
+        Column("plugin", whole=True),
+        Column("version", whole=True),
+        Column("exchanges", whole=True),
+        Column("runs in", spare=1),
+        Column("state", whole=True),
+        *(Column(name, whole=True, right=True, spare=spare) for name, spare in figures.items()),
+    )
     for status in reply.plugins:
         where = "its own process" if status.own_process else "the service"
         known = (plain(status.plugin.name), plain(status.plugin.version), str(status.exchange_count), where)
         for process in status.processes or (None,):
-            table.add_row(*known, *_process(process))
+            table.add(*known, *_process(process))
     return table
 
 

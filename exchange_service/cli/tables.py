@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from rich.table import Table
 
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.outcome import Output, console, echo, json_text, plain
 from exchange_service.v1 import balance_pb2, error_reason_pb2, exchange_pb2
 from exchange_service.wire.protobuf import to_seconds
@@ -23,7 +23,7 @@ _SOURCES = {
     balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
 }
-_KINDS = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
+KINDS = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
 AMOUNT_COLUMNS = ("total", "free", "used")
 _POLLED_BECAUSE = {
     balance_pb2.POLLING_REASON_NO_PUSH: "this venue's balances are not pushed",
@@ -50,7 +50,7 @@ def print_line(value: Any) -> None:
     echo(json_text(value))
 
 
-def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table: Callable[[], Table]) -> None:
+def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table: Callable[[], Columns]) -> None:
     """Print a list: as one JSON array, as a JSON object on each line, or as a table for people."""
     if output is Output.JSON:
         print_json(entries)
@@ -61,24 +61,31 @@ def print_list(entries: Sequence[Mapping[str, Any]], output: Output, make_table:
         console.print(make_table())
 
 
-def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Table:
+def exchanges(entries: Iterable[exchange_pb2.Exchange]) -> Columns:
     """The exchanges as a table."""
-    table = Table("id", "name", "asset class", "asset types", "credential", "status", box=None, pad_edge=False)
+    table = Columns(
+        Column("id", whole=True),
+        Column("name"),
+        Column("asset class", spare=3),
+        Column("asset types", spare=1),
+        Column("credential", spare=2),
+        Column("status", whole=True),
+    )
     for entry in entries:
         needed = ", ".join(field.name + ("" if field.required else "?") for field in entry.credential_fields)
         status = _AVAILABILITY.get(entry.status.availability, "unknown")
         texts = (entry.id, entry.name, entry.asset_class, entry.asset_types, needed)
-        table.add_row(*(plain(text) for text in texts), status)
+        table.add(*(plain(text) for text in texts), status)
     return table
 
 
-def balance(message: balance_pb2.Balance) -> Table:
+def balance(message: balance_pb2.Balance) -> Columns:
     """One balance as a table: a line for each asset and for each account that could not be read. `summaries` gives the
     figures of accounts as a whole."""
     return _balance_table((line for line in balance_lines(message) if not line.is_summary), "account", "asset")
 
 
-def balances(messages: Iterable[balance_pb2.Balance]) -> Table:
+def balances(messages: Iterable[balance_pb2.Balance]) -> Columns:
     """Several balances in one table, also with a line for each account's equity."""
     lines = (line for message in messages for line in balance_lines(message))
     return _balance_table(lines, "exchange", "account", "asset")
@@ -102,15 +109,17 @@ class BalanceLine(NamedTuple):
     is_summary: bool = False
 
 
-def _balance_table(shown: Iterable[BalanceLine], *names: str) -> Table:
+def _balance_table(shown: Iterable[BalanceLine], *names: str) -> Columns:
     """These columns and the amounts, and the kinds of rows if one has a kind."""
     lines = list(shown)
     kinds = ("kind",) if any(line.kind for line in lines) else ()
-    table = Table(*names, *kinds, box=None, pad_edge=False)
-    for name in AMOUNT_COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Columns(
+        *(Column(name, whole=True, group=name != "asset") for name in names),
+        *(Column(name, whole=True) for name in kinds),
+        *(Column(name, whole=True, right=True) for name in AMOUNT_COLUMNS),
+    )
     for line in lines:
-        table.add_row(*(getattr(line, name) for name in (*names, *kinds, *AMOUNT_COLUMNS)))
+        table.add(*(getattr(line, name) for name in (*names, *kinds, *AMOUNT_COLUMNS)))
     return table
 
 
@@ -125,7 +134,7 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
         elif not account.assets:
             yield BalanceLine(exchange_id, name, "[dim]nothing held[/]")
         for row in account.assets:
-            yield BalanceLine(exchange_id, name, plain(row.asset), *_amounts(row), kind=_KINDS.get(row.kind, ""))
+            yield BalanceLine(exchange_id, name, plain(row.asset), *_amounts(row), kind=KINDS.get(row.kind, ""))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = plain(figures.available) if figures.HasField("available") else "-"
@@ -134,7 +143,7 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
 
 
 def _account_name(account: balance_pb2.VenueAccount) -> str:
-    return plain(" ".join(part for part in (account.type, _short(account.id), account.sub_account) if part))
+    return plain(" ".join(part for part in (account.type, account.id, account.sub_account) if part))
 
 
 def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
@@ -143,10 +152,6 @@ def _amounts(row: balance_pb2.AssetBalance) -> tuple[str, str, str]:
         plain(row.free) if row.HasField("free") else "-",
         plain(row.used) if row.HasField("used") else "-",
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else f"{text[:6]}…{text[-4:]}"
 
 
 def faults(message: balance_pb2.Balance) -> Iterator[str]:

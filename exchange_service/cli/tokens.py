@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from exchange_service.cli import tables
+from exchange_service.cli.columns import Column, Columns
 from exchange_service.cli.flags import with_settings
 from exchange_service.cli.outcome import ExitCode, Output, echo, fail, messages, plain, run
 from exchange_service.environment import ENVIRONMENT_PREFIX
@@ -125,12 +125,17 @@ def list_tokens(
     run(_with_tokens(settings, show), output)
 
 
-def _make_table(tokens: Sequence[StoredToken], signatures: TokenSignatures) -> Table:
-    table = Table("id", "name", "reads", "created", "expires", "revoked", "signed", box=None, pad_edge=False)
+def _make_table(tokens: Sequence[StoredToken], signatures: TokenSignatures) -> Columns:
+    table = Columns(
+        Column("id", whole=True),
+        *map(Column, ("name", "reads")),
+        Column("created", spare=1),
+        *map(Column, ("expires", "revoked", "signed")),
+    )
     for token in tokens:
         times = (_format_time(token.created), _format_time(token.expires) or "never", _format_time(token.revoked))
         signed = "" if token.revoked is not None else "yes" if signatures.fits(token) else "[red]no[/]"
-        table.add_row(plain(token.id), plain(token.name), plain(token.scope.describe()), *times, signed)
+        table.add(plain(token.id), plain(token.name), plain(token.scope.describe()), *times, signed)
     return table
 
 

@@ -41,6 +41,7 @@ _TITLES: Mapping[str, str] = {
     "FIELD_INVALID": "Something is not right yet",
     "CREDENTIAL_INVALID": "Something is not right yet",
     "CREDENTIAL_MISSING": "No key is stored for this account",
+    "EXCHANGE_RETIRED": "{name} is not served any more",
     "VENUE_RATE_LIMITED": "{name} asks for a pause",
     "VENUE_MALFORMED": "{name} gave no valid answer",
     **dict.fromkeys(_UNREACHABLE, "{name} cannot be reached"),

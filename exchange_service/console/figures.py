@@ -114,7 +114,7 @@ class LiveAccount:
     def situation(self) -> str:
         """What the page says of it first: "waiting", "unserved", "error", "stale", "partial" or "current"."""
         if self.failed is not None:
-            return "error"
+            return "unserved" if reason_name(self.failed) == "EXCHANGE_RETIRED" else "error"
         if self.balance is None:
             return "unserved" if self.followed is False else "waiting"
         if self.stale is not None:

@@ -254,7 +254,7 @@ class WrappedKeys:
         return self._tried
 
     async def _read(self) -> None:
-        # Also of a file that cannot be read, so that it is not tried with each call.
+        # Also of a file that cannot be read: else it would be tried with each call.
         self._tried = self._version()
         try:
             text, self._tried = await asyncio.to_thread(self._text)

@@ -211,6 +211,11 @@ def read_keyset(path: str | Path) -> Keyset:
     return read_keyset_version(Path(path))[0]
 
 
+def _rights_of_group(status: os.stat_result) -> int:
+    """The rights that others may have: systemd and Kubernetes give secrets of root's to a service by one group's."""
+    return 0o040 if status.st_uid == 0 and os.geteuid() != 0 else 0
+
+
 def read_keyset_version(path: Path) -> tuple[Keyset, FileVersion]:
     """As `read_keyset`, with the version of the file that was read."""
     text, version = read_keyset_text(path)
@@ -227,6 +232,6 @@ def read_keyset_text(path: Path) -> tuple[str, FileVersion]:
             data = file.read(_LARGEST_FILE) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
         raise KeysetInvalid(f"The keyset file {path} cannot be read ({error.strerror}).") from None
-    if status.st_mode & 0o077:
+    if status.st_mode & 0o077 & ~_rights_of_group(status):
         raise KeysetInvalid(f"Other users of this machine have rights on the keyset file: chmod 600 {path}")
     return data.decode("utf-8", "replace"), file_version(status)

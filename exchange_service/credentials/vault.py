@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -242,17 +243,29 @@ class TransitKey:
         return client
 
     def _log_in(self, client: Any) -> str:
+        """A token by the login that the settings name."""
+        import hvac
+
         match = MANAGERS_LOGIN.fullmatch(self.access.login)
         assert match is not None
         method, role, mount = match["method"], match["role"], match["mount"] or match["method"]
-        if method == "kubernetes":
-            token = _read_secret(_KUBERNETES_TOKEN, "The token of the pod's account")
-            reply = client.auth.kubernetes.login(role=role, jwt=token, use_token=False, mount_point=mount)
-        else:
-            file = self.access.secret_id_file
-            secret = self.access.secret_id if file is None else _read_secret(file, "VAULT_SECRET_ID_FILE")
-            reply = client.auth.approle.login(role_id=role, secret_id=secret, use_token=False, mount_point=mount)
-        return str(reply["auth"]["client_token"])
+        # Not in the handler, so that hvac's exception is not the context of ours.
+        with suppress(hvac.exceptions.Forbidden, hvac.exceptions.InvalidRequest, hvac.exceptions.InvalidPath):
+            if method == "kubernetes":
+                token = _read_secret(_KUBERNETES_TOKEN, "The token of the pod's account")
+                reply = client.auth.kubernetes.login(role=role, jwt=token, use_token=False, mount_point=mount)
+            else:
+                secret = self._secret_id()
+                reply = client.auth.approle.login(role_id=role, secret_id=secret, use_token=False, mount_point=mount)
+            return str(reply["auth"]["client_token"])
+        raise KeysetInvalid(
+            f"{self._where()} refuses the login of keyset_login at auth/{mount}: check the role, its mount, and what "
+            "proves that it is ours."
+        )
+
+    def _secret_id(self) -> str:
+        file = self.access.secret_id_file
+        return self.access.secret_id if file is None else _read_secret(file, "VAULT_SECRET_ID_FILE")
 
     def _where(self) -> str:
         return f"Vault at {urlsplit(self.access.address).netloc}"
@@ -288,8 +301,6 @@ class TransitKey:
             )
         if "key not found" in said or "policy not found" in said:
             return f"{where} has no key {key}: create it, as `vault write -f {key}` does."
-        if self.access.login and ("role" in said or "secret id" in said or "jwt" in said):
-            return f"{where} refuses the login of keyset_login: check the role, and what proves it."
         return (
             f"{where} does not open the keyset with {key}: it was wrapped by another key, for another label or for "
             "something else, or the file is damaged."

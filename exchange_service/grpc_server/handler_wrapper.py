@@ -25,6 +25,7 @@ from exchange_service.grpc_server.turns import Openings
 from exchange_service.observability.logs import CallMark, current_call, current_request_id
 from exchange_service.observability.metrics import OTHER, WELL, Metrics
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.observability.tracing import ActiveSpan, Tracing, use_span
 
 log = structlog.get_logger(__name__)
 
@@ -127,9 +128,15 @@ class HandlerWrapper:
     """
 
     def __init__(
-        self, metrics: Metrics | None = None, call_timeout: float = 10.0, openings: Openings | None = None
+        self,
+        metrics: Metrics | None = None,
+        call_timeout: float = 10.0,
+        openings: Openings | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        """`tracing`: what begins the spans of calls; None without traces."""
         self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._call_timeout = call_timeout
         self._openings = openings if openings is not None else Openings()
         self._running: set[asyncio.Task[Any]] = set()
@@ -150,10 +157,10 @@ class HandlerWrapper:
         if self._running:
             await asyncio.wait(set(self._running), timeout=timeout)
 
-    def wrap_quick(self, method: str, quick: Quick) -> Quick:
-        """The quick answers of the method of this name, counted as its calls; none once calls are ended, or where
+    def wrap_quick(self, path: str, quick: Quick) -> Quick:
+        """The quick answers of a method, by its name or path, counted as its calls; none once calls are ended, or where
         making one fails: the handler says what is wrong."""
-        metrics, openings = self._metrics, self._openings
+        metrics, openings, method = self._metrics, self._openings, path.rpartition("/")[2]
 
         def counted(reply: bytes | None, began: float) -> bytes | None:
             if reply is not None:
@@ -184,11 +191,12 @@ class HandlerWrapper:
                 return Look(reply.reading, partial(after, reply, began))
             return counted(reply, began)
 
-        return answer
+        return answer if self._tracing is None else _traced(self._tracing, path, answer)
 
-    def wrap(self, method: str, inner: Handler, *, streaming: bool = False) -> Handler:
-        """The wrapped handler of the method of this name."""
-        metrics, running, openings = self._metrics, self._running, self._openings
+    def wrap(self, path: str, inner: Handler, *, streaming: bool = False) -> Handler:
+        """The wrapped handler of a method, by its name or by its path, such as "package.Service/Method"."""
+        metrics, running, openings, tracing = self._metrics, self._running, self._openings, self._tracing
+        method = path.rpartition("/")[2]
         metrics.method_served(method)
         without_deadline = None if streaming else self._call_timeout
 
@@ -198,9 +206,10 @@ class HandlerWrapper:
             running.add(task)
             openings.call_came()
             began = time.monotonic()
-            code = WELL
+            code, failure = WELL, ""
             given = given_request_id(context.invocation_metadata())
             mark = CallMark(given or new_request_id())
+            span = None if tracing is None else _begin_span(tracing, path, context, mark.request_id)
             # Each call has its own task, and therefore its own context.
             current_call.set(mark)
             # Read once: gRPC counts by the wall clock, which may be set meanwhile.
@@ -224,7 +233,7 @@ class HandlerWrapper:
                     code = grpc.StatusCode.CANCELLED.name
                     raise
                 end = find_status(reason)
-                code = end.code.name
+                code, failure = end.code.name, end.reason
                 # It holds the frames of the whole call.
                 error.__traceback__ = None
                 last_moment.call_off()
@@ -234,6 +243,8 @@ class HandlerWrapper:
                 last_moment.call_off()
                 running.discard(task)
                 metrics.call_ended(method, code, time.monotonic() - began)
+                if tracing is not None and span is not None:
+                    tracing.end_call(span, grpc.StatusCode[code].value[0], failure)
                 mark.request_id = ""
                 # gRPC's context holds the exception that ends a failed call, and that holds this frame: together they
                 # would stay in memory until the collector of all objects comes, which it seldom does.
@@ -254,6 +265,43 @@ class HandlerWrapper:
         # It was us who cancelled it.
         task.uncancel()
         return reason
+
+
+def _begin_span(tracing: Tracing, path: str, context: Context, request_id: str) -> ActiveSpan | None:
+    """The call's span, within which its task works from now on; None if it is not traced."""
+    span = tracing.begin_call(path, context.invocation_metadata())
+    if span is not None:
+        span.set({"exchange_service.request_id": request_id})
+    use_span(span)
+    return span
+
+
+def _traced(tracing: Tracing, path: str, quick: Quick) -> Quick:
+    """The same quick answers, each with a span. What they leave to the handler has its span there."""
+
+    def note(metadata: Metadata, began: float) -> None:
+        span = tracing.begin_call(path, metadata, began_ago=time.monotonic() - began)
+        if span is not None:
+            # It has no request id: a caller that sends one is answered by the handler.
+            span.set({"exchange_service.at_once": True})
+            tracing.end_call(span, 0, "")
+
+    def after(look: Look, metadata: Metadata, began: float) -> bytes | None:
+        reply = look.reply()
+        if reply is not None:
+            note(metadata, began)
+        return reply
+
+    def answer(data: bytes, metadata: Metadata, remaining: float | None) -> bytes | Look | None:
+        began = time.monotonic()
+        reply = quick(data, metadata, remaining)
+        if isinstance(reply, Look):
+            return Look(reply.reading, partial(after, reply, metadata, began))
+        if reply is not None:
+            note(metadata, began)
+        return reply
+
+    return answer
 
 
 def _ending() -> ShuttingDown:

@@ -45,11 +45,13 @@ class ServiceMethods:
         wrap: Callable[[MethodDescriptor, Handler], Handler],
         wrap_ready: Callable[[str, Ready, BeginLook | None], Quick],
     ) -> ServiceMethods:
-        """The same service with wrapped handlers, and with the quick answers that stand before them. Raises KeyError if
-        a method has no handler."""
+        """The same service with wrapped handlers, and with the quick answers that stand before them, wrapped by the
+        methods' paths. Raises KeyError if a method has no handler."""
         methods = self.descriptor.methods
         handlers = {method.name: wrap(method, self.handlers[method.name]) for method in methods}
-        quick = {name: wrap_ready(name, ready, self.looks.get(name)) for name, ready in self.ready.items()}
+        quick = {
+            name: wrap_ready(f"{self.name}/{name}", ready, self.looks.get(name)) for name, ready in self.ready.items()
+        }
         return replace(self, handlers=handlers, quick=quick)
 
     def generic_handler(self) -> grpc.GenericRpcHandler:

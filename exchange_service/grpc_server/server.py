@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from exchange_service.grpc_server import health
 from exchange_service.grpc_server.authentication import Authentication
@@ -18,11 +15,12 @@ from exchange_service.grpc_server.direct import DirectCalls
 from exchange_service.grpc_server.engines import BindError, ConnectionLimits, Engine, Offer, listen_with
 from exchange_service.grpc_server.handler_wrapper import Handler, HandlerWrapper, Quick
 from exchange_service.grpc_server.methods import BeginLook, Ready, ServiceMethods
-from exchange_service.grpc_server.requests import parse
+from exchange_service.grpc_server.reflection import Reflection
 from exchange_service.grpc_server.turns import Openings
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.identity.quotas import Action
 from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.tracing import Tracing
 
 __all__ = ["BindError", "ConnectionLimits", "Server", "listen"]
 
@@ -76,20 +74,6 @@ class Server:
         self.health.end()
 
 
-def _reflect(names: Sequence[str], authentication: Authentication) -> grpc.GenericRpcHandler:
-    """gRPC's reflection of these services, for known callers only."""
-    servicer = reflection.aio.ReflectionServicer(names)
-    handler: Any = grpc.stream_stream_rpc_method_handler(
-        authentication.require_caller_of_reflection(
-            servicer.ServerReflectionInfo, partial(parse, reflection_pb2.ServerReflectionRequest)
-        ),
-        # Bytes, which are parsed for known callers only.
-        None,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
-
-
 async def listen(
     services: Sequence[ServiceMethods],
     authenticator: Authenticator,
@@ -102,26 +86,30 @@ async def listen(
     call_timeout: float = 10.0,
     openings: Openings | None = None,
     engine: str = "grpcio",
+    tracing: Tracing | None = None,
 ) -> Server:
     """Start to listen on `address` for these services, and for health checks. Raises BindError if that fails.
 
     With `tls` there is a second listener, which answers health checks of this machine alone, without TLS. A unary call
-    without a deadline may take `call_timeout` seconds. `engine` is "grpcio" or "native".
+    without a deadline may take `call_timeout` seconds. `engine` is "grpcio" or "native". `tracing`: None without
+    traces.
     """
     openings, metrics = openings if openings is not None else Openings(), metrics or Metrics()
-    wrapper, authentication = HandlerWrapper(metrics, call_timeout, openings), Authentication(authenticator, openings)
+    wrapper = HandlerWrapper(metrics, call_timeout, openings, tracing)
+    authentication = Authentication(authenticator, openings)
     names = [service.name for service in services]
     states = health.Health(*names)
 
     def wrap(method: MethodDescriptor, handler: Handler) -> Handler:
         action = Action.OPENING if method.server_streaming else Action.CALL
         inner = authentication.require_caller(handler, action)
-        return wrapper.wrap(method.name, inner, streaming=method.server_streaming)
+        path = f"{method.containing_service.full_name}/{method.name}"
+        return wrapper.wrap(path, inner, streaming=method.server_streaming)
 
-    def wrap_ready(name: str, ready: Ready, look: BeginLook | None) -> Quick:
-        return wrapper.wrap_quick(name, authentication.quick(ready, look))
+    def wrap_ready(path: str, ready: Ready, look: BeginLook | None) -> Quick:
+        return wrapper.wrap_quick(path, authentication.quick(ready, look))
 
     wrapped = [service.wrapped(wrap, wrap_ready) for service in services]
-    reflection_handler = _reflect((*names, health.NAME, reflection.SERVICE_NAME), authentication) if reflect else None
+    reflection_handler = Reflection((*names, health.NAME), authentication) if reflect else None
     offer = Offer(wrapped, states, reflection_handler, metrics, limits)
     return Server(await listen_with(engine, offer, address, tls), states, wrapper, DirectCalls(wrapped))

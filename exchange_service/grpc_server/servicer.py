@@ -16,6 +16,7 @@ from exchange_service.grpc_server.turns import Deliveries, Writes
 from exchange_service.grpc_server.write_limit import WriteLimit
 from exchange_service.identity import Caller
 from exchange_service.identity.authenticator import Authenticator
+from exchange_service.observability.tracing import annotate, end_span
 from exchange_service.streams.service import Streams
 from exchange_service.v1 import exchange_service_pb2
 from exchange_service.wire.replies import get_balance_reply
@@ -46,7 +47,10 @@ class Servicer:
         """GetBalance."""
         caller = current_caller()
         query, include_zero = self.requests.read_get_balance(data, caller)
-        return _balance_reply(await self.balances.get(query, caller, time_remaining), include_zero)
+        annotate(exchange=query.account.exchange_id, environment=query.account.environment)
+        result = await self.balances.get(query, caller, time_remaining)
+        annotate(source=result.source.name.lower())
+        return _balance_reply(result, include_zero)
 
     def ready_exchanges(self, data: bytes, caller: Caller) -> bytes | None:
         """ListExchanges, of a request that came before and a reply that is built."""
@@ -81,6 +85,8 @@ class Servicer:
                 query.user_id, query.selectors, known=query.known, min_interval=query.min_interval
             ) as subscription:
                 watch(subscription.end)
+                # The call lasts for hours: its span says how it was opened, and what comes has spans of its own.
+                end_span()
                 writer = self.writes.writer(context)
                 if writer.is_direct:
                     subscription.write_directly(writer.try_write, self.deliveries.soon)

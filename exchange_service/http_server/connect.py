@@ -26,7 +26,7 @@ from exchange_service.http_server.codecs import JsonCodec, ProtoCodec, Reply, Re
 # Bytes of a request, as over gRPC.
 LARGEST_REQUEST = 64 * 1024
 # What the methods are told of a request's headers. A cookie is not among them: it never authenticates a call.
-METADATA = ("authorization", "x-act-as", REQUEST_ID_KEY)
+METADATA = ("authorization", "x-act-as", REQUEST_ID_KEY, "traceparent", "tracestate")
 # How the guards pass Connect-Timeout-Ms on. Under its own name the library would end calls too, and without a reason.
 TIMEOUT_KEY = "exchange-service-timeout-ms"
 

@@ -43,7 +43,10 @@ _READ = frozenset(
         *METADATA,
     )
 )
-_ALLOWED_HEADERS = b"authorization, connect-protocol-version, connect-timeout-ms, content-type, x-act-as, x-request-id"
+_ALLOWED_HEADERS = (
+    b"authorization, connect-protocol-version, connect-timeout-ms, content-type, traceparent, tracestate, x-act-as, "
+    b"x-request-id"
+)
 _EXPOSED_HEADERS = b"retry-after, x-request-id"
 _PREFLIGHT_SECONDS = b"7200"
 _ALWAYS: _Headers = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]

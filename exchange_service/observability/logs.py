@@ -7,6 +7,7 @@ the one handler.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 from exchange_service.observability.redaction import is_own_name, is_own_word, redact, redact_text
+from exchange_service.observability.tracing import current_span
 from exchange_service.printable import printable
 
 # Below INFO these libraries log statements with their parameters, requests with their headers, or whole answers.
 QUOTING_LOGGERS = ("aiosqlite", "ccxt", "psycopg", "redis", "sqlalchemy", "urllib3")
 
-REQUEST_ID = "request_id"
+REQUEST_ID, TRACE_ID = "request_id", "trace_id"
+_TRACE_ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
 @dataclass(slots=True)
@@ -79,10 +82,14 @@ def configure_logging(level: str = "warning", style: str = "auto", stream: TextI
 
 
 def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: add the current request id. Lines of a plugin's process keep the id that they have."""
+    """A structlog processor: add the current request id, and the trace's if the call is traced. Lines of a plugin's
+    process keep those that they have."""
     request_id = current_request_id()
     if request_id:
         event.setdefault(REQUEST_ID, request_id)
+    span = current_span()
+    if span is not None:
+        event.setdefault(TRACE_ID, span.trace_id)
     return event
 
 
@@ -108,6 +115,9 @@ def _redact_name(name: str) -> str:
 def _redact_field(name: str, value: Any) -> Any:
     if name == REQUEST_ID and isinstance(value, str):
         # Most request ids are UUIDs, which look like keys.
+        return redact_text(value, runs=False)
+    if name == TRACE_ID and isinstance(value, str) and _TRACE_ID.match(value):
+        # It looks like a key, and is known to all who take part in the trace.
         return redact_text(value, runs=False)
     if is_own_word(name, value):
         # None of these is a secret, and a text that a user has stored must not hide them in everybody's lines.

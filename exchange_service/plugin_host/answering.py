@@ -12,6 +12,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from exchange_service.observability.logs import CallMark, current_call
+from exchange_service.observability.tracing import RecordedSpan, use_span
 from exchange_service.plugin_host.frame_port import FramePort
 from exchange_service.plugin_host.frames import MAX_BODY, Frame, FrameError, Kind
 from exchange_service.plugin_host.methods import METHODS, Method
@@ -217,6 +218,8 @@ class ServiceConnection(FramePort):
     async def _run(self, number: int, method: Method, request: Any, call: messages.Call) -> None:
         mark = CallMark(call.request_id)
         current_call.set(mark)
+        span = RecordedSpan.of_call(call.trace_id) if call.trace_id else None
+        use_span(span)
         answer = getattr(self._listener.plugin_server, _ANSWERS[method.name])
         try:
             async with asyncio.timeout(call.timeout or None):
@@ -229,6 +232,8 @@ class ServiceConnection(FramePort):
             self._fail(number, messages.FAILURE_CODE_DEADLINE_EXCEEDED)
         finally:
             mark.request_id = ""
+            if span is not None:
+                span.end()
 
     async def _send_items(self, number: int, items: AsyncGenerator[Any, None]) -> None:
         """Send each item when the service wants one more, so that what comes meanwhile is one balance, the last."""

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import NotSupported, PluginFailed, PluginUnavailable, ServiceError
 from exchange_service.model import Account, Credential, KeyRights, Secret
+from exchange_service.observability.tracing import CLIENT, ActiveSpan, Within, child_span
 from exchange_service.plugin_host.connection import CallFailed
 from exchange_service.plugin_host.launch import MEBIBYTE, OWN_MEMORY, THIRD_PARTY_MEMORY, ProcessPolicy
 from exchange_service.plugin_host.methods import code_name
@@ -31,6 +33,7 @@ from exchange_service.plugin_host.protocol import (
     write_credential,
     write_error,
 )
+from exchange_service.plugin_host.remote_spans import rebuild_spans
 from exchange_service.plugin_host.sandbox import Mode, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
@@ -76,6 +79,8 @@ class ProcessSettings:
     own_ports: frozenset[int] = frozenset()
     # The service's address on the internet, for errors; empty if the operator has not set it.
     outgoing_address: str = ""
+    # Whether calls may be traced.
+    traces: bool = False
 
 
 class PluginClients:
@@ -141,6 +146,7 @@ class PluginClients:
                 loaded,
                 plugin.settings,
                 replacing,
+                settings.traces,
             )
 
         return Supervisor(policy, config, lambda: self._notify(name))
@@ -273,12 +279,31 @@ class PluginClients:
         self, method: str, request: Callable[[messages.VenueCall], Any], target: Target, deadline: float
     ) -> Any:
         """The process's answer. The credential is sent only if the process has no session for the account yet."""
+        with Within(_hop_span(method, target.listing)) as span:
+            send = _call_process if span is None else partial(_call_traced, span, self._hosts(target.listing))
+            return await self._ask_by(send, method, request, target, deadline)
+
+    def _hosts(self, listing: Listing) -> set[str]:
+        """The hosts that a process may reach for this listing."""
+        metadata = listing.metadata
+        urls = [url for place in metadata.environments for url in place.urls.values()]
+        urls += [url for name, url in self._settings.overrides.items() if name.partition(".")[0] == metadata.id]
+        return {urlsplit(url).hostname or "" for url in urls}
+
+    async def _ask_by(
+        self,
+        call_process: Callable[..., Awaitable[Any]],
+        method: str,
+        request: Callable[[messages.VenueCall], Any],
+        target: Target,
+        deadline: float,
+    ) -> Any:
         name, reference = target.listing.plugin.info.name, target.reference
         supervisor = self._supervisor_of(name, reference.account)
         process = await supervisor.process(deadline)
         loop = asyncio.get_running_loop()
         call = write_call(reference, target.account.account_type, max(0.0, deadline - loop.time()))
-        send = partial(_call_process, supervisor, process, method, target.listing, deadline)
+        send = partial(call_process, supervisor, process, method, target.listing, deadline)
         reply = await send(request(call))
         if reply.WhichOneof("outcome") == "credential_needed":
             credential = await target.opened(self._open_credential(reference))
@@ -389,14 +414,43 @@ def _answered_at(age: float, asked_at: float, now: float) -> float:
     return max(asked_at, min(now, now - age)) if isfinite(age) else now
 
 
+def _hop_span(method: str, listing: Listing) -> ActiveSpan | None:
+    """The span of a call to a plugin's process; None if nothing is traced."""
+    attributes = {"exchange_service.plugin": listing.plugin.info.name}
+    return child_span(f"plugin_process.{method}", attributes, kind=CLIENT)
+
+
+async def _call_traced(
+    span: ActiveSpan,
+    hosts: set[str],
+    supervisor: Supervisor,
+    process: PluginProcess,
+    method: str,
+    listing: Listing,
+    deadline: float,
+    request: Any,
+) -> Any:
+    """As `_call_process`; what the process says that it did for the call is put below its `span`."""
+    began = time.monotonic()
+    reply = await _call_process(supervisor, process, method, listing, deadline, request, span.trace_id)
+    rebuild_spans(reply.spans, span, time.monotonic() - began, listing, hosts)
+    return reply
+
+
 async def _call_process(
-    supervisor: Supervisor, process: PluginProcess, method: str, listing: Listing, deadline: float, request: Any
+    supervisor: Supervisor,
+    process: PluginProcess,
+    method: str,
+    listing: Listing,
+    deadline: float,
+    request: Any,
+    trace_id: str = "",
 ) -> Any:
     """The process's answer; a failure of its connection becomes an error of ours."""
     name = listing.plugin.info.name
     left = max(0.0, deadline - asyncio.get_running_loop().time())
     try:
-        return await process.call(method, request, left + _TIMEOUT_MARGIN)
+        return await process.call(method, request, left + _TIMEOUT_MARGIN, trace_id)
     except CallFailed as failure:
         code = failure.code
     # After the block, as above.

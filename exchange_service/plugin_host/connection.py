@@ -129,14 +129,14 @@ class ProcessConnection(FramePort):
         reply: messages.ConfigureResponse = _parsed(METHODS["Configure"], await self._welcome)
         return reply
 
-    async def call(self, name: str, request: Any, timeout: float, request_id: str = "") -> Any:
+    async def call(self, name: str, request: Any, timeout: float, request_id: str = "", trace_id: str = "") -> Any:
         """The method's response, within `timeout` seconds. Raises CallFailed."""
         method = METHODS[name]
         outcome: _Outcome = _DEADLINE_EXCEEDED
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self.writable()
-                number, call = self._begin(method, request, timeout, request_id)
+                number, call = self._begin(method, request, timeout, request_id, trace_id)
                 try:
                     outcome = await call.wait()
                 finally:
@@ -163,10 +163,16 @@ class ProcessConnection(FramePort):
         finally:
             self._abandon(number, call)
 
-    def _begin(self, method: Method, request: Any, timeout: float, request_id: str) -> tuple[int, _Call]:
+    def _begin(
+        self, method: Method, request: Any, timeout: float, request_id: str, trace_id: str = ""
+    ) -> tuple[int, _Call]:
         self._require_open()
         body = messages.Call(
-            method=method.name, request=request.SerializeToString(), timeout=timeout, request_id=request_id
+            method=method.name,
+            request=request.SerializeToString(),
+            timeout=timeout,
+            request_id=request_id,
+            trace_id=trace_id,
         ).SerializeToString()
         if len(body) > MAX_BODY or len(self._calls) >= _MOST_CALLS:
             raise CallFailed(_RESOURCE_EXHAUSTED)

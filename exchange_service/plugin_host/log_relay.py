@@ -8,6 +8,7 @@ import json
 import structlog
 
 from exchange_service.observability.logs import current_call
+from exchange_service.observability.tracing import use_span
 
 # How much of a process's log is passed on, at most, and seconds between two reads of one that writes more.
 _LINES_A_SECOND = 50
@@ -26,6 +27,7 @@ async def relay_log(stream: asyncio.StreamReader, plugin: str) -> None:
     """
     # The lines belong to many calls; each has the request id of its call.
     current_call.set(None)
+    use_span(None)
     loop = asyncio.get_running_loop()
     begun, second, lines, size = b"", 0, 0, 0
     while chunk := await stream.read(_CHUNK):

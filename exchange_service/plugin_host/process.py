@@ -79,6 +79,8 @@ class ServeConfig:
     settings: SettingValues = field(default_factory=dict, repr=False)
     # What answers the process's requests to replace a credential; None: it may send none.
     replacing: Replacing | None = None
+    # Whether calls may be traced.
+    traces: bool = False
 
     def request(self) -> messages.ConfigureRequest:
         """The message of the handshake."""
@@ -91,6 +93,7 @@ class ServeConfig:
             plugin_version=self.plugin_version,
             manifest_digest=self.loaded_digest,
             settings=write_values(self.settings),
+            traces=self.traces,
         )
 
 
@@ -220,15 +223,15 @@ class PluginProcess:
         """The process id of its reaper."""
         return self._reaper.pid
 
-    async def call(self, method: str, request: Any, timeout: float) -> Any:
-        """The process's answer within `timeout` seconds. Raises CallFailed.
+    async def call(self, method: str, request: Any, timeout: float, trace_id: str = "") -> Any:
+        """The process's answer within `timeout` seconds; with a `trace_id` it says what it did. Raises CallFailed.
 
         The code is UNAVAILABLE if the process ends before it answers, or has ended.
         """
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._connection.call(method, request, timeout, current_request_id() or "")
+            return await self._connection.call(method, request, timeout, current_request_id() or "", trace_id)
         finally:
             self._calls -= 1
             if not self._calls:

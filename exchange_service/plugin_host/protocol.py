@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
 from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights, Secret, VenueReports
+from exchange_service.observability.tracing import RecordedSpan
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
 
-# Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean.
+# Rises with every change of plugin_host.proto and of frames.py, or of what their fields mean; not with a field that
+# either side may leave out or overlook, because processes of an older release then still serve.
 PROTOCOL = 9
 # What is wrong if the two sides have not the same one, for operators.
 OTHER_VERSION = "Restart the service: another version of exchange-service is installed than the one that runs."
@@ -168,6 +171,27 @@ def _units(reported: int) -> int:
     """As `VenueCall.report_cost` bounds them, whatever the process says: sums of more do not fit where replicas count
     together."""
     return min(max(0, reported), _MOST_UNITS)
+
+
+def write_spans(call: RecordedSpan) -> list[messages.Span]:
+    """What the process did for a traced call, as messages."""
+    now = time.monotonic()
+    return [_write_span(span, now) for span in call.spans]
+
+
+def _write_span(span: RecordedSpan, now: float) -> messages.Span:
+    found = span.attributes
+    return messages.Span(
+        name=span.name,
+        parent=span.parent,
+        began_ago=now - span.began,
+        ended_ago=0.0 if span.ended is None else now - span.ended,
+        error=span.reason,
+        host=str(found.get("server.address", "")),
+        port=int(found.get("server.port", 0)),
+        path=str(found.get("url.path", "")),
+        status=int(found.get("http.response.status_code", 0)),
+    )
 
 
 def write_error(error: ServiceError) -> balance_pb2.AccountFault:

@@ -15,6 +15,7 @@ import structlog
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
 from exchange_service.model import Account, Credential, Secret, VenueReports
+from exchange_service.observability.tracing import RecordedSpan, current_span
 from exchange_service.plugin_host.protocol import (
     OTHER_VERSION,
     PROTOCOL,
@@ -27,6 +28,7 @@ from exchange_service.plugin_host.protocol import (
     write_replacement,
     write_reports,
     write_rights,
+    write_spans,
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
@@ -111,7 +113,7 @@ class PluginServer:
     def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
         plugin = self._load()
         _require_same(plugin, request)
-        http = VenueHttpPool(timeout=request.venue_timeout)
+        http = VenueHttpPool(timeout=request.venue_timeout, traced=request.traces)
         # Nobody else waits for this process yet.
         http.load()
         sessions = Sessions(
@@ -171,6 +173,7 @@ class PluginServer:
             reply.reports.CopyFrom(write_reports(reports))
         if reports.answered_at is not None:
             reply.answer_age = time.monotonic() - reports.answered_at
+        _add_spans(reply)
         return reply
 
     async def watch_balance(
@@ -212,6 +215,7 @@ class PluginServer:
         reply: messages.CheckCredentialResponse = await self._answer(
             call, VenueReports(), check, messages.CheckCredentialResponse
         )
+        _add_spans(reply)
         return reply
 
     async def _answer(
@@ -271,6 +275,13 @@ def _require_same(plugin: LoadedPlugin, request: messages.ConfigureRequest) -> N
             f"Restart the service: the manifest of {name} is not the one that the service loaded. If that does not "
             "help, it is another one each time that the plugin is imported: report it to the plugin's author."
         )
+
+
+def _add_spans(reply: messages.FetchBalanceResponse | messages.CheckCredentialResponse) -> None:
+    """Tell what was done for the call, if it is traced."""
+    span = current_span()
+    if isinstance(span, RecordedSpan):
+        reply.spans.extend(write_spans(span))
 
 
 def _watch_reply(pushed: Pushed) -> messages.WatchBalanceResponse:

@@ -20,6 +20,7 @@ from exchange_service.balances.service import Balances
 from exchange_service.balances.watches import Watches
 from exchange_service.errors import FieldInvalid, ShuttingDown
 from exchange_service.model import Account
+from exchange_service.observability.tracing import Tracing
 from exchange_service.streams.accounts import AccountDirectory, FollowedAccounts, Selector
 from exchange_service.streams.clock import Clock
 from exchange_service.streams.feed import Feed, FeedSnapshot
@@ -28,6 +29,7 @@ from exchange_service.streams.mailbox import Mailbox
 from exchange_service.streams.polling import Polling
 from exchange_service.streams.pushing import Sources
 from exchange_service.streams.subscription import Subscription, SubscriptionSnapshot
+from exchange_service.streams.traced import traced_reads
 from exchange_service.venues.registry import Listing, Registry
 
 # Lifetimes differ by up to this share, so that streams opened together do not end together.
@@ -72,16 +74,18 @@ class Streams:
         clock: Clock | None = None,
         on_event_age: Callable[[float], None] = lambda age: None,
         watches: Watches | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`accounts_of` returns the stored accounts of a user. `on_event_age` is called with the age of the balance, in
-        seconds, for each balance event that is serialised. `watches` follow venues' pushes; None: all are polled."""
+        seconds, for each balance event that is serialised. `watches` follow venues' pushes; None: all are polled.
+        `tracing`: None without traces."""
         self._settings = settings = settings or StreamSettings()
         self._balances = balances
         self._clock = clock or Clock()
         self._directory = AccountDirectory(registry, accounts_of, settings.max_accounts)
         polling = Polling(balances, settings.interval, settings.venue_timeout, self._clock)
         sources = Sources(polling, watches, settings.reconcile_interval, settings.polled_exchanges)
-        self._feeds = Feeds(partial(_make_feed, sources, on_event_age))
+        self._feeds = Feeds(partial(_make_feed, sources, on_event_age, tracing))
         self._subscriptions: set[Subscription] = set()
         self._closed = False
 
@@ -149,12 +153,18 @@ class Streams:
         )
 
 
-def _make_feed(sources: Sources, on_event_age: Callable[[float], None], account: Account, listing: Listing) -> Feed:
+def _make_feed(
+    sources: Sources,
+    on_event_age: Callable[[float], None],
+    tracing: Tracing | None,
+    account: Account,
+    listing: Listing,
+) -> Feed:
     """A feed of this account, with the source that its venue allows."""
     source = sources.make(account, listing)
     return Feed(
         account,
-        source.read,
+        source.read if tracing is None else traced_reads(tracing, account, source.read),
         source,
         within_grace=sources.polling.balances.within_grace,
         on_event_age=on_event_age,

@@ -4,33 +4,34 @@
 # source: exchange_service/v1/error_reason.proto
 # Protobuf Python Version: 6.30.0
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 30, 0, "", "exchange_service/v1/error_reason.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    30,
+    0,
+    '',
+    'exchange_service/v1/error_reason.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n&exchange_service/v1/error_reason.proto\x12\x13\x65xchange_service.v1*\x97\t\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x01\x12!\n\x1d\x45RROR_REASON_EXCHANGE_UNKNOWN\x10\x02\x12#\n\x1f\x45RROR_REASON_CREDENTIAL_MISSING\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_CALLER_UNKNOWN\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_USER_FORBIDDEN\x10\x05\x12#\n\x1f\x45RROR_REASON_CREDENTIAL_INVALID\x10\x06\x12&\n"ERROR_REASON_CREDENTIAL_UNREADABLE\x10\x07\x12$\n ERROR_REASON_CREDENTIAL_REJECTED\x10\x08\x12#\n\x1f\x45RROR_REASON_PERMISSION_MISSING\x10\t\x12$\n ERROR_REASON_ADDRESS_NOT_ALLOWED\x10\n\x12\x1b\n\x17\x45RROR_REASON_CLOCK_SKEW\x10\x0b\x12"\n\x1e\x45RROR_REASON_REGION_RESTRICTED\x10\x0c\x12 \n\x1c\x45RROR_REASON_ACCOUNT_UNKNOWN\x10\r\x12$\n ERROR_REASON_FEATURE_NOT_ENABLED\x10\x0e\x12#\n\x1f\x45RROR_REASON_VENUE_RATE_LIMITED\x10\x0f\x12$\n ERROR_REASON_CALLER_RATE_LIMITED\x10\x10\x12#\n\x1f\x45RROR_REASON_SERVICE_OVERLOADED\x10\x11\x12"\n\x1e\x45RROR_REASON_VENUE_UNAVAILABLE\x10\x12\x12"\n\x1e\x45RROR_REASON_VENUE_MAINTENANCE\x10\x13\x12\x1e\n\x1a\x45RROR_REASON_VENUE_TIMEOUT\x10\x14\x12 \n\x1c\x45RROR_REASON_VENUE_MALFORMED\x10\x15\x12"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x16\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x17\x12(\n$ERROR_REASON_STREAM_LIFETIME_REACHED\x10\x18\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\x19\x12$\n ERROR_REASON_SUBSCRIBER_TOO_SLOW\x10\x1a\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\x1b\x12 \n\x1c\x45RROR_REASON_REQUEST_REFUSED\x10\x1c\x12\x1e\n\x1a\x45RROR_REASON_PLUGIN_FAILED\x10\x1d\x12\x1f\n\x1b\x45RROR_REASON_SERVICE_FAILED\x10\x1e\x12#\n\x1f\x45RROR_REASON_PLUGIN_UNAVAILABLE\x10\x1f\x12!\n\x1d\x45RROR_REASON_EXCHANGE_RETIRED\x10 BO\n\x13\x65xchange_service.v1P\x01Z6exchange-service/gen/go/exchange_service/v1;exchangev1b\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&exchange_service/v1/error_reason.proto\x12\x13\x65xchange_service.v1*\x97\t\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_FIELD_INVALID\x10\x01\x12!\n\x1d\x45RROR_REASON_EXCHANGE_UNKNOWN\x10\x02\x12#\n\x1f\x45RROR_REASON_CREDENTIAL_MISSING\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_CALLER_UNKNOWN\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_USER_FORBIDDEN\x10\x05\x12#\n\x1f\x45RROR_REASON_CREDENTIAL_INVALID\x10\x06\x12&\n\"ERROR_REASON_CREDENTIAL_UNREADABLE\x10\x07\x12$\n ERROR_REASON_CREDENTIAL_REJECTED\x10\x08\x12#\n\x1f\x45RROR_REASON_PERMISSION_MISSING\x10\t\x12$\n ERROR_REASON_ADDRESS_NOT_ALLOWED\x10\n\x12\x1b\n\x17\x45RROR_REASON_CLOCK_SKEW\x10\x0b\x12\"\n\x1e\x45RROR_REASON_REGION_RESTRICTED\x10\x0c\x12 \n\x1c\x45RROR_REASON_ACCOUNT_UNKNOWN\x10\r\x12$\n ERROR_REASON_FEATURE_NOT_ENABLED\x10\x0e\x12#\n\x1f\x45RROR_REASON_VENUE_RATE_LIMITED\x10\x0f\x12$\n ERROR_REASON_CALLER_RATE_LIMITED\x10\x10\x12#\n\x1f\x45RROR_REASON_SERVICE_OVERLOADED\x10\x11\x12\"\n\x1e\x45RROR_REASON_VENUE_UNAVAILABLE\x10\x12\x12\"\n\x1e\x45RROR_REASON_VENUE_MAINTENANCE\x10\x13\x12\x1e\n\x1a\x45RROR_REASON_VENUE_TIMEOUT\x10\x14\x12 \n\x1c\x45RROR_REASON_VENUE_MALFORMED\x10\x15\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x16\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x17\x12(\n$ERROR_REASON_STREAM_LIFETIME_REACHED\x10\x18\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\x19\x12$\n ERROR_REASON_SUBSCRIBER_TOO_SLOW\x10\x1a\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\x1b\x12 \n\x1c\x45RROR_REASON_REQUEST_REFUSED\x10\x1c\x12\x1e\n\x1a\x45RROR_REASON_PLUGIN_FAILED\x10\x1d\x12\x1f\n\x1b\x45RROR_REASON_SERVICE_FAILED\x10\x1e\x12#\n\x1f\x45RROR_REASON_PLUGIN_UNAVAILABLE\x10\x1f\x12!\n\x1d\x45RROR_REASON_EXCHANGE_RETIRED\x10 B\\\n\x13\x65xchange_service.v1P\x01ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "exchange_service.v1.error_reason_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exchange_service.v1.error_reason_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    _globals["DESCRIPTOR"]._loaded_options = None
-    _globals[
-        "DESCRIPTOR"
-    ]._serialized_options = b"\n\023exchange_service.v1P\001Z6exchange-service/gen/go/exchange_service/v1;exchangev1"
-    _globals["_ERRORREASON"]._serialized_start = 64
-    _globals["_ERRORREASON"]._serialized_end = 1239
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\023exchange_service.v1P\001ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1'
+  _globals['_ERRORREASON']._serialized_start=64
+  _globals['_ERRORREASON']._serialized_end=1239
 # @@protoc_insertion_point(module_scope)

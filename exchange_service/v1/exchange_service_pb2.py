@@ -4,15 +4,18 @@
 # source: exchange_service/v1/exchange_service.proto
 # Protobuf Python Version: 6.30.0
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 30, 0, "", "exchange_service/v1/exchange_service.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    30,
+    0,
+    '',
+    'exchange_service/v1/exchange_service.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -25,48 +28,44 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n*exchange_service/v1/exchange_service.proto\x12\x13\x65xchange_service.v1\x1a!exchange_service/v1/balance.proto\x1a"exchange_service/v1/exchange.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto"\xa5\x01\n\x14ListExchangesRequest\x12\x13\n\x0b\x61sset_class\x18\x01 \x01(\t\x12\x33\n\x06source\x18\x02 \x01(\x0e\x32#.exchange_service.v1.ExchangeSource\x12\x0e\n\x06search\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t"\xbf\x02\n\x15ListExchangesResponse\x12\x30\n\texchanges\x18\x01 \x03(\x0b\x32\x1d.exchange_service.v1.Exchange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x32\n\x05stats\x18\x03 \x01(\x0b\x32#.exchange_service.v1.CatalogueStats\x12\x16\n\x0ematching_count\x18\x04 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x14\n\x0cnot_modified\x18\x06 \x01(\x08\x12\x34\n\x08problems\x18\x07 \x03(\x0b\x32".exchange_service.v1.PluginProblem\x12\x35\n\x07retired\x18\x08 \x03(\x0b\x32$.exchange_service.v1.RetiredExchange"|\n\x0fRetiredExchange\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x64vice\x18\x05 \x01(\t"=\n\x0e\x43\x61talogueStats\x12\r\n\x05total\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ustom\x18\x02 \x01(\x05\x12\x0c\n\x04\x63\x63xt\x18\x03 \x01(\x05"\\\n\rPluginProblem\x12+\n\x06plugin\x18\x01 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06notice\x18\x03 \x01(\x08"\xbd\x01\n\x11GetBalanceRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cinclude_zero\x18\x05 \x01(\x08\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x06 \x01(\t\x12\x15\n\rknown_version\x18\x07 \x01(\x04"v\n\x12GetBalanceResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x31\n\tfreshness\x18\x02 \x01(\x0b\x32\x1e.exchange_service.v1.Freshness"\xc6\x01\n\x15StreamBalancesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32$.exchange_service.v1.AccountSelector\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x05known\x18\x04 \x03(\x0b\x32$.exchange_service.v1.AccountSelector"}\n\x0f\x41\x63\x63ountSelector\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x15\n\rknown_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x04 \x01(\t\x12\x13\n\x0bunconfirmed\x18\x05 \x01(\x08"\xd2\x01\n\x16StreamBalancesResponse\x12\x34\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32!.exchange_service.v1.BalanceEventH\x00\x12?\n\raccount_error\x18\x02 \x01(\x0b\x32&.exchange_service.v1.AccountErrorEventH\x00\x12\x38\n\theartbeat\x18\x03 \x01(\x0b\x32#.exchange_service.v1.HeartbeatEventH\x00\x42\x07\n\x05\x65vent"p\n\x0c\x42\x61lanceEvent\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x31\n\tfreshness\x18\x02 \x01(\x0b\x32\x1e.exchange_service.v1.Freshness"\x9b\x01\n\x11\x41\x63\x63ountErrorEvent\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12\x14\n\x0clast_version\x18\x04 \x01(\x04\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x05 \x01(\t"v\n\x0eHeartbeatEvent\x12/\n\x0bserver_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32!.exchange_service.v1.AccountState"\xff\x01\n\x0c\x41\x63\x63ountState\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x06 \x01(\t\x12\x13\n\x0b\x63\x61tching_up\x18\x07 \x01(\x08\x12/\n\x08\x64\x65livery\x18\x08 \x01(\x0b\x32\x1d.exchange_service.v1.Delivery*g\n\x0e\x45xchangeSource\x12\x1f\n\x1b\x45XCHANGE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XCHANGE_SOURCE_CUSTOM\x10\x01\x12\x18\n\x14\x45XCHANGE_SOURCE_CCXT\x10\x02\x32\xc5\x02\n\x0f\x45xchangeService\x12\x66\n\rListExchanges\x12).exchange_service.v1.ListExchangesRequest\x1a*.exchange_service.v1.ListExchangesResponse\x12]\n\nGetBalance\x12&.exchange_service.v1.GetBalanceRequest\x1a\'.exchange_service.v1.GetBalanceResponse\x12k\n\x0eStreamBalances\x12*.exchange_service.v1.StreamBalancesRequest\x1a+.exchange_service.v1.StreamBalancesResponse0\x01\x42O\n\x13\x65xchange_service.v1P\x01Z6exchange-service/gen/go/exchange_service/v1;exchangev1b\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*exchange_service/v1/exchange_service.proto\x12\x13\x65xchange_service.v1\x1a!exchange_service/v1/balance.proto\x1a\"exchange_service/v1/exchange.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\x14ListExchangesRequest\x12\x13\n\x0b\x61sset_class\x18\x01 \x01(\t\x12\x33\n\x06source\x18\x02 \x01(\x0e\x32#.exchange_service.v1.ExchangeSource\x12\x0e\n\x06search\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"\xbf\x02\n\x15ListExchangesResponse\x12\x30\n\texchanges\x18\x01 \x03(\x0b\x32\x1d.exchange_service.v1.Exchange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x32\n\x05stats\x18\x03 \x01(\x0b\x32#.exchange_service.v1.CatalogueStats\x12\x16\n\x0ematching_count\x18\x04 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x14\n\x0cnot_modified\x18\x06 \x01(\x08\x12\x34\n\x08problems\x18\x07 \x03(\x0b\x32\".exchange_service.v1.PluginProblem\x12\x35\n\x07retired\x18\x08 \x03(\x0b\x32$.exchange_service.v1.RetiredExchange\"|\n\x0fRetiredExchange\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x64vice\x18\x05 \x01(\t\"=\n\x0e\x43\x61talogueStats\x12\r\n\x05total\x18\x01 \x01(\x05\x12\x0e\n\x06\x63ustom\x18\x02 \x01(\x05\x12\x0c\n\x04\x63\x63xt\x18\x03 \x01(\x05\"\\\n\rPluginProblem\x12+\n\x06plugin\x18\x01 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06notice\x18\x03 \x01(\x08\"\xbd\x01\n\x11GetBalanceRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cinclude_zero\x18\x05 \x01(\x08\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x06 \x01(\t\x12\x15\n\rknown_version\x18\x07 \x01(\x04\"v\n\x12GetBalanceResponse\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x31\n\tfreshness\x18\x02 \x01(\x0b\x32\x1e.exchange_service.v1.Freshness\"\xc6\x01\n\x15StreamBalancesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32$.exchange_service.v1.AccountSelector\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x05known\x18\x04 \x03(\x0b\x32$.exchange_service.v1.AccountSelector\"}\n\x0f\x41\x63\x63ountSelector\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x15\n\rknown_version\x18\x03 \x01(\x04\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x04 \x01(\t\x12\x13\n\x0bunconfirmed\x18\x05 \x01(\x08\"\xd2\x01\n\x16StreamBalancesResponse\x12\x34\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32!.exchange_service.v1.BalanceEventH\x00\x12?\n\raccount_error\x18\x02 \x01(\x0b\x32&.exchange_service.v1.AccountErrorEventH\x00\x12\x38\n\theartbeat\x18\x03 \x01(\x0b\x32#.exchange_service.v1.HeartbeatEventH\x00\x42\x07\n\x05\x65vent\"p\n\x0c\x42\x61lanceEvent\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x31\n\tfreshness\x18\x02 \x01(\x0b\x32\x1e.exchange_service.v1.Freshness\"\x9b\x01\n\x11\x41\x63\x63ountErrorEvent\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12\x14\n\x0clast_version\x18\x04 \x01(\x04\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x05 \x01(\t\"v\n\x0eHeartbeatEvent\x12/\n\x0bserver_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32!.exchange_service.v1.AccountState\"\xff\x01\n\x0c\x41\x63\x63ountState\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12\x14\n\x0c\x61\x63\x63ount_type\x18\x06 \x01(\t\x12\x13\n\x0b\x63\x61tching_up\x18\x07 \x01(\x08\x12/\n\x08\x64\x65livery\x18\x08 \x01(\x0b\x32\x1d.exchange_service.v1.Delivery*g\n\x0e\x45xchangeSource\x12\x1f\n\x1b\x45XCHANGE_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XCHANGE_SOURCE_CUSTOM\x10\x01\x12\x18\n\x14\x45XCHANGE_SOURCE_CCXT\x10\x02\x32\xc5\x02\n\x0f\x45xchangeService\x12\x66\n\rListExchanges\x12).exchange_service.v1.ListExchangesRequest\x1a*.exchange_service.v1.ListExchangesResponse\x12]\n\nGetBalance\x12&.exchange_service.v1.GetBalanceRequest\x1a\'.exchange_service.v1.GetBalanceResponse\x12k\n\x0eStreamBalances\x12*.exchange_service.v1.StreamBalancesRequest\x1a+.exchange_service.v1.StreamBalancesResponse0\x01\x42\\\n\x13\x65xchange_service.v1P\x01ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "exchange_service.v1.exchange_service_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exchange_service.v1.exchange_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    _globals["DESCRIPTOR"]._loaded_options = None
-    _globals[
-        "DESCRIPTOR"
-    ]._serialized_options = b"\n\023exchange_service.v1P\001Z6exchange-service/gen/go/exchange_service/v1;exchangev1"
-    _globals["_EXCHANGESOURCE"]._serialized_start = 2479
-    _globals["_EXCHANGESOURCE"]._serialized_end = 2582
-    _globals["_LISTEXCHANGESREQUEST"]._serialized_start = 204
-    _globals["_LISTEXCHANGESREQUEST"]._serialized_end = 369
-    _globals["_LISTEXCHANGESRESPONSE"]._serialized_start = 372
-    _globals["_LISTEXCHANGESRESPONSE"]._serialized_end = 691
-    _globals["_RETIREDEXCHANGE"]._serialized_start = 693
-    _globals["_RETIREDEXCHANGE"]._serialized_end = 817
-    _globals["_CATALOGUESTATS"]._serialized_start = 819
-    _globals["_CATALOGUESTATS"]._serialized_end = 880
-    _globals["_PLUGINPROBLEM"]._serialized_start = 882
-    _globals["_PLUGINPROBLEM"]._serialized_end = 974
-    _globals["_GETBALANCEREQUEST"]._serialized_start = 977
-    _globals["_GETBALANCEREQUEST"]._serialized_end = 1166
-    _globals["_GETBALANCERESPONSE"]._serialized_start = 1168
-    _globals["_GETBALANCERESPONSE"]._serialized_end = 1286
-    _globals["_STREAMBALANCESREQUEST"]._serialized_start = 1289
-    _globals["_STREAMBALANCESREQUEST"]._serialized_end = 1487
-    _globals["_ACCOUNTSELECTOR"]._serialized_start = 1489
-    _globals["_ACCOUNTSELECTOR"]._serialized_end = 1614
-    _globals["_STREAMBALANCESRESPONSE"]._serialized_start = 1617
-    _globals["_STREAMBALANCESRESPONSE"]._serialized_end = 1827
-    _globals["_BALANCEEVENT"]._serialized_start = 1829
-    _globals["_BALANCEEVENT"]._serialized_end = 1941
-    _globals["_ACCOUNTERROREVENT"]._serialized_start = 1944
-    _globals["_ACCOUNTERROREVENT"]._serialized_end = 2099
-    _globals["_HEARTBEATEVENT"]._serialized_start = 2101
-    _globals["_HEARTBEATEVENT"]._serialized_end = 2219
-    _globals["_ACCOUNTSTATE"]._serialized_start = 2222
-    _globals["_ACCOUNTSTATE"]._serialized_end = 2477
-    _globals["_EXCHANGESERVICE"]._serialized_start = 2585
-    _globals["_EXCHANGESERVICE"]._serialized_end = 2910
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\023exchange_service.v1P\001ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1'
+  _globals['_EXCHANGESOURCE']._serialized_start=2479
+  _globals['_EXCHANGESOURCE']._serialized_end=2582
+  _globals['_LISTEXCHANGESREQUEST']._serialized_start=204
+  _globals['_LISTEXCHANGESREQUEST']._serialized_end=369
+  _globals['_LISTEXCHANGESRESPONSE']._serialized_start=372
+  _globals['_LISTEXCHANGESRESPONSE']._serialized_end=691
+  _globals['_RETIREDEXCHANGE']._serialized_start=693
+  _globals['_RETIREDEXCHANGE']._serialized_end=817
+  _globals['_CATALOGUESTATS']._serialized_start=819
+  _globals['_CATALOGUESTATS']._serialized_end=880
+  _globals['_PLUGINPROBLEM']._serialized_start=882
+  _globals['_PLUGINPROBLEM']._serialized_end=974
+  _globals['_GETBALANCEREQUEST']._serialized_start=977
+  _globals['_GETBALANCEREQUEST']._serialized_end=1166
+  _globals['_GETBALANCERESPONSE']._serialized_start=1168
+  _globals['_GETBALANCERESPONSE']._serialized_end=1286
+  _globals['_STREAMBALANCESREQUEST']._serialized_start=1289
+  _globals['_STREAMBALANCESREQUEST']._serialized_end=1487
+  _globals['_ACCOUNTSELECTOR']._serialized_start=1489
+  _globals['_ACCOUNTSELECTOR']._serialized_end=1614
+  _globals['_STREAMBALANCESRESPONSE']._serialized_start=1617
+  _globals['_STREAMBALANCESRESPONSE']._serialized_end=1827
+  _globals['_BALANCEEVENT']._serialized_start=1829
+  _globals['_BALANCEEVENT']._serialized_end=1941
+  _globals['_ACCOUNTERROREVENT']._serialized_start=1944
+  _globals['_ACCOUNTERROREVENT']._serialized_end=2099
+  _globals['_HEARTBEATEVENT']._serialized_start=2101
+  _globals['_HEARTBEATEVENT']._serialized_end=2219
+  _globals['_ACCOUNTSTATE']._serialized_start=2222
+  _globals['_ACCOUNTSTATE']._serialized_end=2477
+  _globals['_EXCHANGESERVICE']._serialized_start=2585
+  _globals['_EXCHANGESERVICE']._serialized_end=2910
 # @@protoc_insertion_point(module_scope)

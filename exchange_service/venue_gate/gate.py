@@ -22,6 +22,7 @@ from exchange_service.errors import (
 )
 from exchange_service.model import ExchangeMetadata
 from exchange_service.observability.metrics import Metrics
+from exchange_service.observability.tracing import add_event
 from exchange_service.venue_gate.breaker import BreakerState, CircuitBreaker
 from exchange_service.venue_gate.bulkhead import Bulkhead
 from exchange_service.venue_gate.cooldown import Cooldowns, GateKeys, SharedCooldowns
@@ -301,6 +302,7 @@ class Gated:
         if breaker.state is not BreakerState.CLOSED or not passage.venue.retries.take(account):
             return None
         self._metrics.retried(passage.metadata.id)
+        add_event("venue.asked_again", reason=error.reason, attempt=passage.attempt + 1, wait=wait)
         log.debug("venue.asked_again", exchange=passage.metadata.id, attempt=passage.attempt + 1)
         return wait
 
@@ -378,6 +380,8 @@ class Gated:
     async def _ask_venue(self, passage: _Passage) -> Any:
         """Ask the venue, and keep how it went."""
         started = _loop_time()
+        # Of the second attempt, with the time of the first one.
+        add_event("gate.passed", attempt=passage.attempt, waited=started - passage.began)
         if passage.asked is None:
             passage.asked = self._outcomes.enter(passage.venue, passage.own, passage.keys.account)
         asked = passage.asked
@@ -430,6 +434,7 @@ class Gated:
     def _refuse(self, error: ServiceError, *, late: bool = False) -> NoReturn:
         """Raise an error of the gate's own, or of a plugin that held the call back: the venue was not asked."""
         self._metrics.refused(error.reason)
+        add_event("gate.refused", reason=error.reason)
         error.venue_was_asked = False
         error.late = late
         raise error

@@ -48,6 +48,7 @@ from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_a
 from exchange_service.tasks import beside_the_loop
 from exchange_service.venues.answer_times import noting_answers
 from exchange_service.venues.files_left import raise_if_none_left
+from exchange_service.venues.request_spans import request_traces, traced_response
 from exchange_service.venues.sockets import (
     CLOSE_LIMIT,
     MESSAGE_LIMIT,
@@ -578,12 +579,17 @@ def open_http(
     public: bool,
     resolver: AbstractResolver | None,
     tap: HttpTap | None = None,
+    traced: bool = False,
 ) -> VenueHttp:
     """A new session that reaches the hosts of these `urls` and no others; see `VenueHttpPool.http`."""
     socket_class = pushes.socket_class()
     origins = frozenset((_SCHEMES.get(url.scheme, url.scheme), url.host, url.port) for url in map(URL, urls))
     reach = _Reach(exchange.name, origins, by_operator=by_operator)
     limit = exchange.public_answer_limit if public else exchange.answer_limit
+    responses = _bounded_response(exchange.name, limit, public=public)
+    traces = None if tap is None else tap.trace_configs()
+    if traced:
+        responses, traces = traced_response(responses), request_traces()
     session = aiohttp.ClientSession(
         connector=_Connector(
             # What stays open for a venue's pushes must not take the places of requests: those have slots.
@@ -592,9 +598,9 @@ def open_http(
             socket_factory=_open_socket if by_operator else _public_sockets(exchange.name),
         ),
         request_class=_bound_request(reach),
-        response_class=_bounded_response(exchange.name, limit, public=public),
+        response_class=responses,
         ws_response_class=socket_class if tap is None else tap.socket_class(socket_class),
-        trace_configs=None if tap is None else tap.trace_configs(),
+        trace_configs=traces,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 class VenueHttpPool:
     """One guarded session for each exchange and environment, made when first asked for."""
 
-    def __init__(self, *, timeout: float, resolver: AbstractResolver | None = None, tap: HttpTap | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        resolver: AbstractResolver | None = None,
+        tap: HttpTap | None = None,
+        traced: bool = False,
+    ) -> None:
         self._timeout = timeout
+        # Whether requests within a span have spans of their own. With a tap it has no effect.
+        self._traced = traced and tap is None
         # Sees what passes, for a plugin's author; None in the service.
         self._tap = tap
         # None: the system's.
@@ -75,6 +84,7 @@ class VenueHttpPool:
             public=public,
             resolver=self._resolver,
             tap=self._tap,
+            traced=self._traced,
         )
 
     def push_figures(self) -> dict[str, PushFigures]:

@@ -38,6 +38,7 @@ from exchange_service.model import (
 )
 from exchange_service.observability.redaction import LIVE, Held, is_secret_name
 from exchange_service.observability.tracebacks import raised_at
+from exchange_service.observability.tracing import ActiveSpan, Within, child_span, current_span, private_texts
 from exchange_service.plugin_api import VenueCall
 from exchange_service.plugin_kit.state import State
 from exchange_service.tasks import TaskSet, retrieve_exception, without_origin
@@ -184,7 +185,7 @@ class Sessions:
                 call.reports.answered_at = time.monotonic()
             return await read_balance(answer, listing, call)
 
-        return await self._call_plugin(target, deadline, read)
+        return await self._call_plugin(target, deadline, read, "fetch_balance")
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
@@ -195,7 +196,7 @@ class Sessions:
                 return KeyRights()
             return read_key_rights(await listing.plugin.hook.check_credential(call=call), listing)
 
-        return await self._call_plugin(target, deadline, read)
+        return await self._call_plugin(target, deadline, read, "check_credential")
 
     async def watch(self, target: Target) -> AsyncGenerator[Pushed, None]:
         """See `Venues`."""
@@ -270,10 +271,23 @@ class Sessions:
             session.follow(version)
         return version is not None
 
-    async def _call_plugin(self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]]) -> T:
+    async def _call_plugin(
+        self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]], hook: str
+    ) -> T:
         """What `read` makes of a call of the plugin with the account's session, within the deadline."""
+        with Within(_hook_span(target.listing, hook)) as span:
+            return await self._call_in_span(target, deadline, read, span)
+
+    async def _call_in_span(
+        self, target: Target, deadline: float, read: Callable[[VenueCall], Awaitable[T]], span: ActiveSpan | None
+    ) -> T:
         listing = target.listing
         session, call = await self._begin(target, deadline)
+        if span is not None:
+            # An account's number may be a word, and stand in a path.
+            credential = call.credential
+            fields = (getattr(credential, name).reveal() for name in SECRET_FIELDS)
+            span.private = private_texts((*fields, credential.metadata, call.account.user_id))
         run = _MeasuredRun(_run_apart(listing, call, read), listing.plugin.info.name)
         task = asyncio.get_running_loop().create_task(run, name=f"fetch {call.exchange.id}")
         # Not before the hook has ended: one that was left behind at its deadline still uses the state.
@@ -432,6 +446,14 @@ class Sessions:
         for account in list(self._sessions):
             self.forget(account)
         await self._closing.wait()
+
+
+def _hook_span(listing: Listing, hook: str) -> ActiveSpan | None:
+    """The span of a call of a plugin's hook; None if nothing is traced."""
+    if current_span() is None:
+        return None
+    attributes = {"exchange_service.plugin": listing.plugin.info.name, "exchange_service.exchange": listing.metadata.id}
+    return child_span(f"plugin.{hook}", attributes)
 
 
 def _secret_texts(credential: Credential, metadata: ExchangeMetadata) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from exchange_service.console import accounts_page, events, pages
 from exchange_service.console.api import Api
 from exchange_service.console.exchange_names import ExchangeNames
 from exchange_service.console.figures import AccountKey
-from exchange_service.plugin_api import CredentialRejected, VenueCall
+from exchange_service.plugin_api import CredentialRejected, RetiredExchange, VenueCall
 from exchange_service.v1 import error_reason_pb2
 from exchange_service.v1.balance_pb2 import AccountFault, AssetBalance, Balance, VenueAccount
 from exchange_service.v1.exchange_service_pb2 import (
@@ -134,6 +135,21 @@ class TestTrouble:
             assert "CREDENTIAL_REJECTED" in words[0]
             plugin.answer = returning(holding(("ETH", "3")))
             await shown(page, f"figures-{other}", "ETH 3")
+
+    async def test_an_account_of_a_retired_exchange_says_what_happened_and_can_be_removed(
+        self, tmp_path: Path, plugin: ScriptedPlugin
+    ) -> None:
+        gone = RetiredExchange("oldex", "OldEx", "OldEx closed.", advice="Remove the credential.")
+        plugin.manifest = dataclasses.replace(plugin.manifest, retired=(gone,))
+        mark = AccountKey("oldex", "production").mark
+        async with browsing(tmp_path, plugin, manage_accounts=True) as (running, browser):
+            await running.store("oldex")
+            async with browser.events("/accounts/events") as page:
+                await shown(page, f"state-{mark}", "Not served")
+                words = await shown(page, f"figures-{mark}", "OldEx closed.")
+                assert "OldEx is not served any more. OldEx closed. Remove the credential." in words
+                assert "EXCHANGE_RETIRED" in words
+            assert "Remove oldex" in Elements((await browser.get("/accounts")).text).words
 
     async def test_figures_of_an_account_that_fails_are_marked_and_leave_the_headline(
         self, running: Running, browser: Browser, plugin: ScriptedPlugin

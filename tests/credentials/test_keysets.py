@@ -79,6 +79,22 @@ class TestFile:
         with pytest.raises(KeysetInvalid, match="chmod 600"):
             rotate(file)
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of root's")
+    def test_one_of_roots_may_be_readable_for_the_group_of_a_service_of_another_user(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 10001)
+        file.chmod(0o440)
+        assert read_keyset(file).keys
+        for mode in (0o460, 0o444, 0o441):
+            file.chmod(mode)
+            with pytest.raises(KeysetInvalid, match="chmod 600"):
+                read_keyset(file)
+        file.chmod(0o440)
+        os.chown(file, 10002, 0)
+        with pytest.raises(KeysetInvalid, match="chmod 600"):
+            read_keyset(file)
+
     def test_one_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         for path in (tmp_path / "none.json", tmp_path):
             with pytest.raises(KeysetInvalid, match=str(path)):

@@ -14,11 +14,12 @@ from exchange_service.app import start_service
 from exchange_service.cli.doctor import Severity, examine
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials import configured_keyset, wrapped_keysets
-from exchange_service.credentials.configured import open_configured_store
+from exchange_service.credentials.configured import configured_keys, open_configured_store
 from exchange_service.credentials.configured_keyset import keep_token, wait_for_keyset
 from exchange_service.credentials.key_providers import WrappedKeys
-from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file
-from exchange_service.credentials.keysets import KeyRefused, KeysetInvalid, KeyUnknown, read_keyset
+from exchange_service.credentials.keyset_files import change_keyset_file, create_keyset_file, retired_file
+from exchange_service.credentials.keysets import KeyRefused, KeysetInvalid, KeyUnknown, parse_keyset, read_keyset
+from exchange_service.credentials.sealed_settings import SettingUnreadable, open_setting, seal_setting
 from exchange_service.credentials.vault import TransitKey, read_access, unusable
 from exchange_service.credentials.wrapped_keysets import KeysetAway
 from exchange_service.errors import CredentialUnreadable, StoreUnavailable
@@ -68,9 +69,10 @@ class Clock:
         return self.now
 
 
-@pytest.mark.threat("T3")
-def test_the_wrapped_file_holds_no_key_and_opens_with_vault_alone(vault: FakeVault, tmp_path: Path) -> None:
-    path = tmp_path / "keyset.json"
+@pytest.mark.threat("T98", attack=True)
+def test_a_copy_of_the_keysets_file_opens_everything_unless_it_is_wrapped(vault: FakeVault, tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain.json", tmp_path / "keyset.json"
+    assert create_keyset_file(plain).keys == read_keyset(plain).keys
     keyset = create_keyset_file(path, transit())
     value = json.loads(path.read_text())
     assert value.keys() == {"wrapped_with", "ciphertext"}
@@ -82,8 +84,14 @@ def test_the_wrapped_file_holds_no_key_and_opens_with_vault_alone(vault: FakeVau
     assert opened.keys == keyset.keys
     with pytest.raises(KeysetInvalid, match=f"it is wrapped with {KEY}; set keyset_key"):
         read_keyset(path)
-    plain = tmp_path / "plain.json"
-    create_keyset_file(plain)
+    # Nor does a key that was taken out lie beside it in plain.
+    rotated = change_keyset_file(path, lambda now: now.with_new_key(primary=True), transit())
+    change_keyset_file(path, lambda now: now.without(keyset.primary), transit())
+    retired = retired_file(path, keyset.primary).read_text()
+    assert wrapped_keysets.open_keyset(retired, transit()).keys == keyset.keys
+    assert rotated.keys.keys() > keyset.keys.keys()
+    with pytest.raises(KeysetInvalid, match="it is wrapped"):
+        parse_keyset(retired)
     with pytest.raises(KeysetInvalid, match="the keyset is not wrapped: run `exchange-service keys wrap`"):
         wrapped_keysets.open_keyset(plain.read_text(), transit())
 
@@ -154,6 +162,7 @@ def test_each_refusal_is_a_sentence_without_vaults_own_text_or_a_secret(
     assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
+@pytest.mark.threat("T98")
 def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeVault, tmp_path: Path) -> None:
     path = tmp_path / "keyset.json"
     keyset = create_keyset_file(path, transit(f"{KEY}?label=staging"))
@@ -167,6 +176,7 @@ def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeV
         wrapped_keysets.open_keyset(json.dumps(foreign | {"wrapped_with": "vault://transit/keys/theirs"}), transit())
 
 
+@pytest.mark.threat("T98")
 @pytest.mark.parametrize(
     ("variables", "text"),
     [
@@ -230,8 +240,10 @@ def test_vault_is_entered_by_a_token_file_that_an_agent_renews_or_by_a_login(
     transit(login="kubernetes:balances@cluster/one").wrap(b"keys")
     assert "POST /v1/auth/cluster/one/login" in vault.requests
     secret.write_text("another")
-    with pytest.raises(KeysetInvalid, match="refuses the login of keyset_login"):
-        transit(login="approle:the-role").wrap(b"keys")
+    for login in ("approle:the-role", "kubernetes:another"):
+        with pytest.raises(KeysetInvalid, match="refuses the login of keyset_login") as refusal:
+            transit(login=login).wrap(b"keys")
+        assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
 @pytest.mark.threat("T17")
@@ -269,6 +281,21 @@ async def test_a_changed_file_is_opened_again_and_while_vault_is_away_the_old_ke
     assert await keys.problem() == ""
     assert await keys.primary() == second.primary
     assert await keys.known() == {first.primary, second.primary}
+
+
+async def test_a_sealed_setting_of_a_plugin_opens_with_the_wrapped_keyset_which_is_asked_for_once(
+    vault: FakeVault, tmp_path: Path
+) -> None:
+    create_keyset_file(tmp_path / "keyset.json", transit())
+    settings = keyset_settings(tmp_path)
+    keys = configured_keys(settings)
+    assert keys is not None
+    sealed = await seal_setting("a-secret", "acme", "token", keys)
+    vault.stop()
+    assert open_setting(sealed, "acme", "token", settings) == "a-secret"
+    wrapped_keysets._OPENED.clear()
+    with pytest.raises(SettingUnreadable, match="`exchange-service doctor` says why"):
+        open_setting(sealed, "acme", "token", settings)
 
 
 async def test_calls_say_whether_the_manager_is_away_or_the_keyset_does_not_open(
@@ -375,6 +402,13 @@ async def test_the_commands_make_rotate_retire_wrap_and_rewrap_and_print_no_key(
     assert keyset.primary in await keys("status")
     vault.sealed = True
     assert "is sealed" in await keys("rotate", code=5)
+    # Nothing waits: this service's log would tell so until it gave up.
+    serve = ("serve", "--address", "127.0.0.1:0", "--keyset-wait", "0")
+    done = await asyncio.to_thread(run_command, serve, variables | vault.variables())
+    assert done.returncode == 5
+    assert "is sealed, or down for maintenance: unseal it. Waited for 0 seconds (keyset_wait)." in " ".join(
+        done.stderr.split()
+    )
     vault.sealed = False
     secrets = [TOKEN, *(key["key"] for key in json.loads(keyset.as_text())["keys"].values())]
     assert not [secret for secret in secrets if secret in "".join(printed)]

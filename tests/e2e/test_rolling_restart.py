@@ -1,19 +1,15 @@
-"""A rolling restart loses no call of a client with the retry policy of docs/operations.md: behind round robin, and
-behind nginx (where there is one: `EXCHANGE_SERVICE_TEST_NGINX` or the path)."""
+"""A rolling restart loses no call of a client: by round robin, and behind nginx and Envoy with the files of deploy/
+(where there is one: `EXCHANGE_SERVICE_TEST_NGINX`, `EXCHANGE_SERVICE_TEST_ENVOY` or the path).
+"""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import json
-import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,26 +22,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from exchange_service.v1 import exchange_service_pb2_grpc
 from exchange_service.v1.exchange_service_pb2 import ListExchangesRequest
 from tests.engines import NATIVE
+from tests.proxies import WAYS, proxy
+from tests.proxies import free_ports as free_ports
 from tests.test_runtime import address_of, started
 
 ROOT = Path(__file__).parent.parent.parent
 # Seconds between the start of a replica and the end of the next one.
 PAUSE = 2.0
-NGINX = os.environ.get("EXCHANGE_SERVICE_TEST_NGINX") or shutil.which("nginx")
-PROXY = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-    uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    upstream replicas {{ {servers} }}
-    server {{
-        listen 127.0.0.1:{port} http2;
-        location / {{ grpc_pass grpc://replicas; }}
-    }}
-}}
-"""
 
 
 def documented_service_config() -> Any:
@@ -60,15 +43,6 @@ def documented_service_config() -> Any:
             if name in ("UNARY", "SERVICE_CONFIG"):
                 exec(compile(ast.Module([node], []), "operations.md", "exec"), values)
     return values["SERVICE_CONFIG"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @contextmanager
@@ -123,38 +97,17 @@ async def calling(address: str, config: Any) -> AsyncIterator[tuple[list[str], l
             await asyncio.wait(calls)
 
 
-@contextmanager
-def proxy(folder: Path, ports: list[int]) -> Iterator[str]:
-    """The address at which nginx leads to these, once it listens."""
-    (port,) = free_ports(1)
-    servers = " ".join(f"server 127.0.0.1:{one} fail_timeout=1s;" for one in ports)
-    config = folder / "nginx.conf"
-    config.write_text(PROXY.format(folder=folder, servers=servers, port=port))
-    assert NGINX
-    process = subprocess.Popen([NGINX, "-c", str(config), "-p", str(folder)], stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.mark.parametrize("way", ["round robin", "nginx"])
+@pytest.mark.parametrize("way", WAYS)
 async def test_a_rolling_restart_loses_no_call(tmp_path: Path, way: str) -> None:
-    if way == "nginx" and NGINX is None:
-        pytest.skip("there is no nginx on this machine; `make nginx` installs one")
     ports = free_ports(2)
     with ExitStack() as stack:
         processes = [stack.enter_context(replica(tmp_path / str(port), port)) for port in ports]
         await asyncio.gather(*map(serves, ports, processes))
         config = documented_service_config()
-        address = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-        if way == "nginx":
-            address = stack.enter_context(proxy(tmp_path, ports))
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        address = "ipv4:" + ",".join(addresses)
+        if way != "round robin":
+            address = stack.enter_context(proxy(way, tmp_path / way, addresses)).address
             # These are for clients that know the replicas themselves.
             config = {name: config[name] for name in config.keys() - {"loadBalancingConfig", "healthCheckConfig"}}
         async with calling(address, config) as (failures, served):

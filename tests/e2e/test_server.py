@@ -17,9 +17,10 @@ from exchange_service_ccxt_generic.simulator import BinanceSimulator
 from exchange_service_ccxt_generic.simulator import SimulatedWallet as BinanceWallet
 from exchange_service_hyperliquid.simulator import HyperliquidSimulator, SimulatedPerps, SimulatedWallet
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from structlog.testing import capture_logs
 
 from exchange_service.errors import (
@@ -475,16 +476,30 @@ class TestHealthAndReflection:
             watch.cancel()
 
     @staticmethod
-    async def services(running: Running) -> list[str]:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.client.channel)
-        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    async def reflect(running: Running, package: str, **request: str) -> Any:
+        """One answer of reflection, under one of its two names. Both have the same messages."""
+        call: Any = running.client.channel.stream_stream(
+            f"/{package}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )(iter([reflection_pb2.ServerReflectionRequest(**request)]))
         reply = await call.read()
         call.cancel()
+        return reply
+
+    async def services(self, running: Running, package: str = "grpc.reflection.v1") -> list[str]:
+        reply = await self.reflect(running, package, list_services="")
         return [service.name for service in reply.list_services_response.service]
 
-    async def test_reflection_lists_the_service_on_loopback(self, tmp_path: Path) -> None:
+    async def test_reflection_describes_every_service_on_loopback_under_both_of_its_names(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin())) as running:
-            assert SERVICE in await self.services(running)
+            names = await self.services(running)
+            assert {SERVICE, "grpc.reflection.v1.ServerReflection"} <= set(names)
+            assert await self.services(running, "grpc.reflection.v1alpha") == names
+            for name in names:
+                described = await self.reflect(running, "grpc.reflection.v1", file_containing_symbol=name)
+                files = map(FileDescriptorProto.FromString, described.file_descriptor_response.file_descriptor_proto)
+                assert name in {f"{file.package}.{service.name}" for file in files for service in file.service}
 
     async def test_reflection_can_be_switched_off(self, tmp_path: Path) -> None:
         async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), reflection=False) as running:

@@ -101,6 +101,7 @@ class Call(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     TIMEOUT_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
     method: builtins.str
     """The method's name, without its service."""
     request: builtins.bytes
@@ -109,6 +110,10 @@ class Call(google.protobuf.message.Message):
     """Seconds after which the process ends the call by itself; 0 for a call without an end."""
     request_id: builtins.str
     """The id of the caller's request that the call is made for; empty for the service's own."""
+    trace_id: builtins.str
+    """The id of the trace that the call belongs to, 32 hexadecimal digits; empty if it is not traced. A process that
+    does not know the field makes no spans.
+    """
     def __init__(
         self,
         *,
@@ -116,8 +121,9 @@ class Call(google.protobuf.message.Message):
         request: builtins.bytes = ...,
         timeout: builtins.float = ...,
         request_id: builtins.str = ...,
+        trace_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["method", b"method", "request", b"request", "request_id", b"request_id", "timeout", b"timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["method", b"method", "request", b"request", "request_id", b"request_id", "timeout", b"timeout", "trace_id", b"trace_id"]) -> None: ...
 
 Global___Call: typing_extensions.TypeAlias = Call
 
@@ -185,6 +191,7 @@ class ConfigureRequest(google.protobuf.message.Message):
     PLUGIN_VERSION_FIELD_NUMBER: builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
+    TRACES_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The service's `PROTOCOL`; a process with another one says so and serves nothing."""
     manifest: builtins.bytes
@@ -199,6 +206,8 @@ class ConfigureRequest(google.protobuf.message.Message):
     """
     manifest_digest: builtins.bytes
     """A digest of the manifest that the service loaded, compared in the same way."""
+    traces: builtins.bool
+    """Whether calls may be traced. A process that does not know the field makes no spans."""
     @property
     def overrides(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The operator's venue URLs by exchange id or "id.environment"."""
@@ -218,8 +227,9 @@ class ConfigureRequest(google.protobuf.message.Message):
         plugin_version: builtins.str = ...,
         manifest_digest: builtins.bytes = ...,
         settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        traces: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "venue_timeout", b"venue_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "traces", b"traces", "venue_timeout", b"venue_timeout"]) -> None: ...
 
 Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest
 
@@ -519,6 +529,7 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     REPORTS_FIELD_NUMBER: builtins.int
     ANSWER_AGE_FIELD_NUMBER: builtins.int
     HELD_BACK_FIELD_NUMBER: builtins.int
+    SPANS_FIELD_NUMBER: builtins.int
     balance: builtins.bytes
     """A serialized exchange_service.v1.Balance, without its user, exchange, environment and fetch time."""
     credential_needed: builtins.bool
@@ -535,6 +546,10 @@ class FetchBalanceResponse(google.protobuf.message.Message):
     def reports(self) -> Global___VenueReports:
         """What the plugin learnt of the venue's limits, beside any outcome."""
 
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """What the process did for the call, beside any outcome, if the call is traced."""
+
     def __init__(
         self,
         *,
@@ -544,12 +559,62 @@ class FetchBalanceResponse(google.protobuf.message.Message):
         reports: Global___VenueReports | None = ...,
         answer_age: builtins.float = ...,
         held_back: builtins.bool = ...,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "reports", b"reports"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answer_age", b"answer_age", "balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "reports", b"reports"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer_age", b"answer_age", "balance", b"balance", "credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "reports", b"reports", "spans", b"spans"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["balance", "fault", "credential_needed"] | None: ...
 
 Global___FetchBalanceResponse: typing_extensions.TypeAlias = FetchBalanceResponse
+
+@typing.final
+class Span(google.protobuf.message.Message):
+    """A part of a traced call: the plugin's hook, or a request to its venue."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
+    BEGAN_AGO_FIELD_NUMBER: builtins.int
+    ENDED_AGO_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    PORT_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name: "plugin." and the hook's, or the request's method."""
+    parent: builtins.int
+    """The place of the span that it is within, counted from 1; 0 for the call itself."""
+    began_ago: builtins.float
+    """Seconds from its begin until the reply was made."""
+    ended_ago: builtins.float
+    """Seconds from its end until then; 0 if it had not ended."""
+    error: builtins.str
+    """Why it failed: a reason, a status or the name of an exception's class. Empty if it did not."""
+    host: builtins.str
+    """The request's host, and its port if that is not the scheme's own. Empty and 0 for a hook."""
+    port: builtins.int
+    path: builtins.str
+    """The request's path, in which everything but words is masked."""
+    status: builtins.int
+    """The status of the answer; 0 without one."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        parent: builtins.int = ...,
+        began_ago: builtins.float = ...,
+        ended_ago: builtins.float = ...,
+        error: builtins.str = ...,
+        host: builtins.str = ...,
+        port: builtins.int = ...,
+        path: builtins.str = ...,
+        status: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["began_ago", b"began_ago", "ended_ago", b"ended_ago", "error", b"error", "host", b"host", "name", b"name", "parent", b"parent", "path", b"path", "port", b"port", "status", b"status"]) -> None: ...
+
+Global___Span: typing_extensions.TypeAlias = Span
 
 @typing.final
 class WatchBalanceRequest(google.protobuf.message.Message):
@@ -713,6 +778,7 @@ class CheckCredentialResponse(google.protobuf.message.Message):
     FAULT_FIELD_NUMBER: builtins.int
     CREDENTIAL_NEEDED_FIELD_NUMBER: builtins.int
     HELD_BACK_FIELD_NUMBER: builtins.int
+    SPANS_FIELD_NUMBER: builtins.int
     credential_needed: builtins.bool
     """The service should send the same call again, with the credential."""
     held_back: builtins.bool
@@ -725,6 +791,10 @@ class CheckCredentialResponse(google.protobuf.message.Message):
     def fault(self) -> exchange_service.v1.balance_pb2.AccountFault:
         """The plugin's error."""
 
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """As in FetchBalanceResponse."""
+
     def __init__(
         self,
         *,
@@ -732,9 +802,10 @@ class CheckCredentialResponse(google.protobuf.message.Message):
         fault: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         credential_needed: builtins.bool = ...,
         held_back: builtins.bool = ...,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "outcome", b"outcome", "rights", b"rights"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "rights", b"rights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credential_needed", b"credential_needed", "fault", b"fault", "held_back", b"held_back", "outcome", b"outcome", "rights", b"rights", "spans", b"spans"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["rights", "fault", "credential_needed"] | None: ...
 
 Global___CheckCredentialResponse: typing_extensions.TypeAlias = CheckCredentialResponse

@@ -40,7 +40,6 @@ from tests.harness import (
     listing,
     raising,
     registry_of,
-    returning,
     serving,
     streaming,
 )
@@ -133,13 +132,21 @@ def slow(seconds: float) -> Callable[[Any], Awaitable[Any]]:
     return answer
 
 
-@asynccontextmanager
-async def slow_venue(folder: Path) -> AsyncIterator[Sequence[str]]:
-    registry = registry_of(ScriptedPlugin(answer=slow(3.0)))
-    async with serving(folder, registry=registry, **METRICS) as running, AsyncExitStack() as stack:
-        for _ in range(5):
-            await stack.enter_async_context(beside(repeat(new_users(running))))
-        yield [running.service.metrics_address]
+def crowded_venue(plugin: ScriptedPlugin) -> Callable[[Path], Made]:
+    """Five callers at the same time, each with a new user for each call."""
+
+    @asynccontextmanager
+    async def made(folder: Path) -> AsyncIterator[Sequence[str]]:
+        async with (
+            serving(folder, registry=registry_of(plugin), **METRICS) as running,
+            AsyncExitStack() as stack,
+        ):
+            act = new_users(running)
+            for _ in range(5):
+                await stack.enter_async_context(beside(repeat(act)))
+            yield [running.service.metrics_address]
+
+    return made
 
 
 @asynccontextmanager
@@ -447,9 +454,10 @@ def open_files(address: str) -> int:
     raise AssertionError("the process does not show its open files")
 
 
+LIMITS = (RateLimit("address", 20, 5),)
 DOWN = VenueUnavailable("The venue is down.")
 TOO_MANY = VenueRateLimited("Too many requests.", retry_after=0.01)
-CONDITIONS = (
+TROUBLES = (
     Trouble("ended", {"ExchangeServiceDown"}, nobody),
     Trouble("unknown", {"ExchangeServiceMissing"}, unknown),
     Trouble("wrong-keyset", {"ExchangeServiceNotServing"}, wrong_keyset),
@@ -481,8 +489,8 @@ CONDITIONS = (
         venue(mostly(VenueMalformed("The answer has no balance."))),
     ),
     Trouble("limited", {"ExchangeServiceVenueLimitsUs"}, venue(raising(TOO_MANY)), {"ExchangeServiceVenueAway"}),
-    Trouble("budget", {"ExchangeServiceVenueBudgetSpent"}, venue(returning(GOOD), RateLimit("address", 8, 4, 1))),
-    Trouble("slow-venue", {"ExchangeServiceVenueSlow"}, slow_venue),
+    Trouble("budget", {"ExchangeServiceVenueBudgetSpent"}, crowded_venue(ScriptedPlugin(listing(limits=LIMITS)))),
+    Trouble("slow-venue", {"ExchangeServiceVenueSlow"}, crowded_venue(ScriptedPlugin(answer=slow(3.0)))),
     Trouble("clock", {"ExchangeServiceClockSkew"}, venue(raising(ClockSkew("Timestamp is ahead.")))),
     Trouble(
         "last-good",

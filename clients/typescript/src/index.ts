@@ -1,0 +1,12 @@
+export { Client, type ClientOptions, createClient, type ExchangeFilters } from "./client.js";
+export type { CallOptions, Token } from "./calling.js";
+export { type Reason, ServiceError, ServiceUnreachable, type Violation } from "./errors.js";
+export type { AccountName } from "./position.js";
+export type { AccountBalance, Reconnecting, StreamEvent } from "./streams.js";
+export { Code } from "@connectrpc/connect";
+export * from "./gen/exchange_service/accounts/v1/account_service_pb.js";
+export * from "./gen/exchange_service/operator/v1/plugin_service_pb.js";
+export * from "./gen/exchange_service/v1/balance_pb.js";
+export * from "./gen/exchange_service/v1/error_reason_pb.js";
+export * from "./gen/exchange_service/v1/exchange_pb.js";
+export * from "./gen/exchange_service/v1/exchange_service_pb.js";

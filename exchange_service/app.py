@@ -392,6 +392,11 @@ def _open_tracing(settings: Settings, stack: AsyncExitStack) -> Tracing | None:
         raise UnsafeSettings(
             f"traces=otlp needs {missing}, which is not installed: install exchange-service[traces]."
         ) from None
+    except ValueError:
+        # Not its text: one of them holds the receiver's key.
+        raise UnsafeSettings(
+            "traces=otlp: correct the environment variable OTEL_... that has no valid value."
+        ) from None
     stack.push_async_callback(asyncio.to_thread, tracing.stop)
     return tracing
 

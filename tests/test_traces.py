@@ -268,12 +268,12 @@ def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path, monk
 
 @pytest.mark.threat("T99", attack=True)
 async def test_the_number_of_an_account_stands_in_a_path_unless_it_is_masked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = b"101-004-7654321-001"
 
-    async def sent_of_one_call(folder: Path) -> bytes:
-        folder.mkdir()
+    async def sent_of_one_call(name: str) -> bytes:
+        folder = tmp_path_factory.mktemp(name)
         async with Receiver() as receiver, OandaSimulator() as venue:
             venue.add_token("a-token-for-tests", SimulatedAccount(number.decode()))
             options = {"traces": "otlp", "traces_endpoint": receiver.url, "venue_urls": {"oanda": venue.url}}
@@ -284,8 +284,8 @@ async def test_the_number_of_an_account_stands_in_a_path_unless_it_is_masked(
 
     with monkeypatch.context() as unmasked:
         unmasked.setattr(request_spans, "masked_path", lambda path, private: path)
-        assert number in await sent_of_one_call(tmp_path / "unmasked")
-    sent = await sent_of_one_call(tmp_path / "masked")
+        assert number in await sent_of_one_call("unmasked")
+    sent = await sent_of_one_call("masked")
     assert b"/v3/accounts/" in sent
     assert number not in sent
 

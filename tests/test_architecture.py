@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         *{
             "__init__",
             "accounts",
+            "addresses",
             "amounts",
             "app",
             "authoring",

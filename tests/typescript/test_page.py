@@ -141,3 +141,19 @@ def test_the_package_holds_the_built_code_with_its_types_and_nothing_else() -> N
     package = json.loads((FOLDER / "package.json").read_text())
     assert package["dependencies"].keys() == {"@bufbuild/protobuf", "@connectrpc/connect", "@connectrpc/connect-node"}
     assert [version for version in package["devDependencies"].values() if not re.fullmatch(r"[\d.]+", version)] == []
+
+
+async def test_the_package_works_where_it_is_installed(tmp_path: Path) -> None:
+    code, packed = await run("npm", "pack", "--silent", "--pack-destination", str(tmp_path))
+    assert code == 0, packed
+    shutil.copy(FOLDER / ".npmrc", tmp_path)
+    (tmp_path / "package.json").write_text('{"private": true, "type": "module"}')
+    (tmp_path / "program.js").write_text(
+        'import { createClient, ErrorReason } from "exchange-service-client";\n'
+        'console.log(typeof createClient({ address: "127.0.0.1:1" }).close, ErrorReason.CREDENTIAL_MISSING);\n'
+    )
+    code, output = await run("npm", "install", "--silent", "--prefix", str(tmp_path), str(tmp_path / packed.strip()))
+    assert code == 0, output
+    assert await run(node(), str(tmp_path / "program.js")) == (0, "function 3\n")
+    installed = {path.name for path in (tmp_path / "node_modules").glob("[!.]*")}
+    assert installed == {"@bufbuild", "@connectrpc", "exchange-service-client"}

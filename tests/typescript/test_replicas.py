@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,7 +22,9 @@ from exchange_service.credentials.sql import open_store
 from exchange_service.model import Account, Credential
 from exchange_service.testing import Fault
 from tests.chaos.replicas import Replica
-from tests.harness import PATIENCE, USER, ScriptedPlugin, holding, registry_of, returning, serving
+from tests.e2e.test_rolling_restart import free_ports
+from tests.harness import PATIENCE, USER, ScriptedPlugin, eventually, holding, registry_of, returning, serving
+from tests.identities import Authority
 from tests.servers import RedisServer
 from tests.typescript.program import Program, program, run_example
 
@@ -256,20 +258,61 @@ async def test_a_replica_that_dies_under_many_calls_costs_none_of_them(tmp_path:
         assert (await calling)["outcomes"] == {"OK": 90}
 
 
-async def test_replicas_are_called_in_turn(tmp_path: Path, node: Program) -> None:
-    plugins = [ScriptedPlugin(answer=returning(holding(("BTC", amount)))) for amount in ("1", "2")]
+@asynccontextmanager
+async def telling_services(folder: Path, addresses: Sequence[str], **changes: Any) -> AsyncIterator[None]:
+    """Services at these addresses, each of which tells by the amount that it gives which of them it is: 1, 2, ..."""
     async with AsyncExitStack() as stack:
-        services = []
-        for number, plugin in enumerate(plugins):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            running = await stack.enter_async_context(serving(folder, registry=registry_of(plugin)))
+        for number, address in enumerate(addresses, start=1):
+            own = folder / str(number)
+            own.mkdir()
+            plugin = ScriptedPlugin(answer=returning(holding(("BTC", str(number)))))
+            options = {"address": address} | changes
+            running = await stack.enter_async_context(serving(own, registry=registry_of(plugin), **options))
             await running.store()
-            services.append(running.service.address)
-        await node.create(services)
-        amounts = []
-        for _ in range(10):
-            reply = (await node.balance(USER, "fakex"))["reply"]
-            amounts.append(reply["balance"]["venueAccounts"][0]["assets"][0]["total"])
-    # The first call may come before both are connected.
-    assert sorted(amounts[2:]) == ["1"] * 4 + ["2"] * 4
+        yield
+
+
+async def who_answers(node: Program, calls: int) -> list[str]:
+    """Which services answer these calls, sorted."""
+    replies = [(await node.balance(USER, "fakex"))["reply"] for _ in range(calls)]
+    return sorted(reply["balance"]["venueAccounts"][0]["assets"][0]["total"] for reply in replies)
+
+
+async def test_replicas_are_called_in_turn(tmp_path: Path, node: Program) -> None:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    async with telling_services(tmp_path, addresses):
+        await node.create(addresses)
+        # The first call may come before both are connected.
+        await who_answers(node, 2)
+        assert await who_answers(node, 8) == ["1"] * 4 + ["2"] * 4
+
+
+async def test_a_name_stands_for_all_of_its_addresses_and_is_looked_up_again(tmp_path: Path, node: Program) -> None:
+    authority = Authority.create(tmp_path)
+    certificate, key = authority.sign("service", "balances.test")
+    (port,) = free_ports(1)
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
+    async with telling_services(tmp_path, addresses, tls_certificate=certificate, tls_key=key):
+        await node.create(f"dns:///balances.test:{port}", tlsCa=authority.file.read_text())
+        unknown = (await node.balance(USER, "fakex"))["error"]
+        assert unknown["reason"] == "UNREACHABLE"
+        assert "ENOTFOUND" in unknown["message"]
+        await node.act("names", names={"balances.test": ["127.0.0.1"]})
+
+        async def is_found() -> bool:
+            return "reply" in await node.balance(USER, "fakex")
+
+        await eventually(is_found, "the name")
+
+        async def answer(expected: set[str]) -> bool:
+            return set(await who_answers(node, 4)) == expected
+
+        await eventually(lambda: answer({"1"}), "the first address")
+        await node.act("names", names={"balances.test": ["127.0.0.1", "127.0.0.2"]})
+        await eventually(lambda: answer({"1", "2"}), "the second address")
+        await node.act("names", names={"balances.test": ["127.0.0.2"]})
+        await eventually(lambda: answer({"2"}), "the end of the first address")
+        # What is known is used while the name cannot be looked up.
+        await node.act("names", names={})
+        await asyncio.sleep(6)
+        assert await who_answers(node, 4) == ["2"] * 4

@@ -26,7 +26,10 @@ import { Replicas } from "./replicas.js";
 import { type AccountBalance, readOnce, resumedStream, type StreamEvent } from "./streams.js";
 
 export interface ClientOptions {
-  /** host:port, or several: the replicas are then called in turn, and one that fails or leaves is passed over. */
+  /**
+   * host:port, or several: the replicas are then called in turn, and one that fails or leaves is passed over.
+   * dns:///name:port stands for every address of the name, which is looked up again and again.
+   */
   address: string | readonly string[];
   /** A bearer token, or a function that gives one. It is asked before each attempt. */
   token?: Token;

@@ -37,12 +37,11 @@ export class StreamPosition {
   /** Throws a RangeError for more than 200 `known`. */
   constructor(request: MessageInitShape<typeof StreamBalancesRequestSchema>) {
     this.#request = create(StreamBalancesRequestSchema, request);
-    const { known, accounts } = this.#request;
+    const { known } = this.#request;
     if (known.length > MOST_ACCOUNTS) {
       throw new RangeError(`\`known\` may name ${MOST_ACCOUNTS} accounts, and names ${known.length}.`);
     }
     known.forEach((selector) => this.#note(selector, selector.knownVersion, selector.unconfirmed));
-    accounts.filter(({ unconfirmed }) => unconfirmed).forEach((selector) => this.#note(selector, 0n, true));
   }
 
   /** The request that goes on from here. */

@@ -3,7 +3,7 @@ import type { SecureClientSessionOptions } from "node:http2";
 import { type Client, createClient } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 
-import { type Address, urlOf } from "./addresses.js";
+import { type Address, resolve, urlOf } from "./addresses.js";
 import { notConnected, ServiceUnreachable } from "./errors.js";
 import { AccountService } from "./gen/exchange_service/accounts/v1/account_service_pb.js";
 import { PluginService } from "./gen/exchange_service/operator/v1/plugin_service_pb.js";
@@ -20,6 +20,8 @@ const RECONNECT_MS = 1_000;
 const AVOID_MS = 3_000;
 // How long a replica that may do better is waited for if one that has just failed is connected.
 const HOPE_MS = 500;
+// How old the addresses of a name may be; while no replica is connected they are looked up every second.
+const RESOLVE_MS = 5_000;
 
 /** How connections are made. `tls` undefined: in plaintext. */
 export interface ConnectionOptions {
@@ -39,7 +41,8 @@ export class Connection {
 
   constructor(address: Address, { tls, ...pings }: ConnectionOptions) {
     const url = urlOf(address, tls !== undefined);
-    this.sessions = new Http2SessionManager(url, { ...pings, connectTimeoutMs: CONNECT_MS }, tls);
+    const named = address.serverName === undefined ? tls : tls && { servername: address.serverName, ...tls };
+    this.sessions = new Http2SessionManager(url, { ...pings, connectTimeoutMs: CONNECT_MS }, named);
     const transport = createGrpcTransport({ baseUrl: url, sessionManager: this.sessions, acceptCompression: [] });
     this.exchanges = createClient(ExchangeService, transport);
     this.accounts = createClient(AccountService, transport);
@@ -111,32 +114,45 @@ export class Replica {
     }
   }
 
+  /** Closes what is not in use: a name does not stand for it any more. */
+  retire(): void {
+    this.#connections.filter(({ calls }) => calls === 0).forEach(({ sessions }) => sessions.abort());
+  }
+
   close(): void {
-    for (const { sessions } of this.#connections) {
-      sessions.abort();
-    }
+    this.#connections.forEach(({ sessions }) => sessions.abort());
   }
 }
 
 /** The replicas in turn, as gRPC's round_robin has it: those that are connected, while the others are connected to. */
 export class Replicas {
-  readonly #all: readonly Replica[];
-  #next: number;
+  readonly #given: readonly Address[];
+  readonly #options: ConnectionOptions;
+  readonly #areNamed: boolean;
+  // By their addresses.
+  #all: ReadonlyMap<string, Replica> = new Map();
+  // Many clients that start at the same time do not begin with the same replica.
+  #next = Math.floor(Math.random() * 1_000);
+  #resolving: Promise<void> | undefined;
+  #resolvedAt = -Infinity;
 
   constructor(addresses: readonly Address[], options: ConnectionOptions) {
-    this.#all = addresses.map((address) => new Replica(address, options));
-    // Many clients that start at the same time do not begin with the same replica.
-    this.#next = Math.floor(Math.random() * this.#all.length);
+    this.#given = addresses;
+    this.#options = options;
+    this.#areNamed = addresses.some(({ isName }) => isName);
+    if (!this.#areNamed) {
+      this.#follow(addresses);
+    }
   }
 
   /** Whether another replica may answer what one has not. */
   get areSeveral(): boolean {
-    return this.#all.length > 1;
+    return this.#all.size > 1;
   }
 
   /** The addresses, for a message. */
   get text(): string {
-    return this.#all.map(({ address }) => address).join(", ");
+    return this.#given.map(({ text }) => text).join(", ");
   }
 
   /**
@@ -144,6 +160,9 @@ export class Replicas {
    * connection to any of them, and with the signal's reason.
    */
   async pick(failed: ReadonlySet<Replica>, signal: AbortSignal): Promise<Replica> {
+    if (this.#areNamed) {
+      await orAborted(this.#resolveNames(), signal);
+    }
     const rank = (replica: Replica) => (failed.has(replica) ? 2 : replica.isAvoided ? 1 : 0);
     const order = this.#inTurn().sort((one, other) => rank(one) - rank(other));
     order.forEach((replica) => replica.connectSoon());
@@ -155,9 +174,42 @@ export class Replicas {
     return (await orAborted(firstOf(better, HOPE_MS), signal)) ?? connected;
   }
 
+  /** Looks names up that were not looked up lately, and waits for that while no replica is connected. */
+  async #resolveNames(): Promise<void> {
+    const isConnected = [...this.#all.values()].some((replica) => replica.isConnected);
+    if (performance.now() - this.#resolvedAt >= (isConnected ? RESOLVE_MS : RECONNECT_MS)) {
+      this.#resolvedAt = performance.now();
+      this.#resolving = this.#resolveAll();
+      // While some are known, a failure of the lookup costs nothing.
+      this.#resolving.catch(() => undefined);
+    }
+    if (!isConnected) {
+      await this.#resolving?.catch((error: unknown) => this.#requireSome(error));
+    }
+  }
+
+  async #resolveAll(): Promise<void> {
+    const found = await Promise.all(this.#given.map(resolve));
+    this.#follow(found.flat());
+  }
+
+  #requireSome(error: unknown): void {
+    if (this.#all.size === 0) {
+      throw notConnected([this.text], [error]);
+    }
+  }
+
+  #follow(addresses: readonly Address[]): void {
+    const before = this.#all;
+    const made = (address: Address) => before.get(address.text) ?? new Replica(address, this.#options);
+    this.#all = new Map(addresses.map((address) => [address.text, made(address)]));
+    before.forEach((replica, text) => this.#all.has(text) || replica.retire());
+  }
+
   #inTurn(): Replica[] {
-    const first = this.#next++ % this.#all.length;
-    return [...this.#all.slice(first), ...this.#all.slice(0, first)];
+    const all = [...this.#all.values()];
+    const first = this.#next++ % all.length;
+    return [...all.slice(first), ...all.slice(0, first)];
   }
 
   async #connectAny(order: readonly Replica[]): Promise<Replica> {

@@ -1,5 +1,7 @@
 // A program with the client, for tests/typescript: each line of the input is a request {"act": name, ...}, and is answered
 // with one line {"done": number, ...}. What comes by itself is an {"event": name, ...}.
+import dns from "node:dns/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { createInterface } from "node:readline";
 import { inspect } from "node:util";
 
@@ -37,6 +39,17 @@ function giveToken(): string {
   tokens = tokens.length > 1 ? tokens.slice(1) : tokens;
   return token;
 }
+
+// What names stand for, in place of the machine's own resolver.
+let names: Record<string, string[]> = {};
+dns.lookup = (async (name: string) => {
+  const addresses = names[name];
+  if (addresses === undefined) {
+    throw Object.assign(new Error(`getaddrinfo ENOTFOUND ${name}`), { code: "ENOTFOUND" });
+  }
+  return addresses.map((address) => ({ address, family: 4 }));
+}) as unknown as typeof dns.lookup;
+syncBuiltinESMExports();
 
 const SCHEMAS: Record<string, DescMessage> = {
   listExchanges: ListExchangesResponseSchema,
@@ -96,6 +109,10 @@ const ACTS: Record<string, (request: Request) => Promise<object>> = {
   },
   leave: async ({ stream = "main" }) => {
     streams.get(stream)?.abort(new Error("left by the test"));
+    return {};
+  },
+  names: async ({ names: given }) => {
+    names = given;
     return {};
   },
   tokenCalls: async () => ({ count: tokenCalls }),

@@ -103,7 +103,7 @@ other-clients:
 	@for client in typescript have-go; do $(MAKE) --no-print-directory $$client \
 		|| echo "The restarts are made without the client that 'make $$client' prepares." >&2; done
 
-ROLLING = EXCHANGE_SERVICE_TEST_GO=$(and $(wildcard $(GO)),$(abspath $(GO))) $(BIN)/python -m pytest -q -n0 -s -rs
+ROLLING = EXCHANGE_SERVICE_TEST_GO=$$(test -x "$(GO)" && echo "$(abspath $(GO))") $(BIN)/python -m pytest -q -n0 -s -rs
 ROLLING_TESTS := tests/e2e/test_rolling_restart.py tests/e2e/test_rolling_clients.py
 
 nginx: $(VENV)/.dev $(NGINX) other-clients  ## Restart replicas behind nginx, which is installed if there is none, under all clients

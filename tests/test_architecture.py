@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         *{
             "__init__",
             "accounts",
+            "addresses",
             "amounts",
             "app",
             "authoring",
@@ -141,6 +142,8 @@ HOMES = {
     "opentelemetry": {"observability"},
     "prometheus_client": {"observability"},
     "uvloop": {"cli"},
+    "mcp": {"cli"},
+    "mcp_types": {"cli"},
     "uvicorn": {"http_server"},
     "connectrpc": {"http_server"},
     "jinja2": {"console"},
@@ -285,7 +288,7 @@ OF_THE_SERVICE = [
         ("--version", [*OF_THE_SERVICE, "google", "grpc", "pydantic", "rich"]),
         ("exchanges --address 127.0.0.1:1", OF_THE_SERVICE),
         ("balance --address 127.0.0.1:1 --user alice --exchange oanda", OF_THE_SERVICE),
-        ("watch --address 127.0.0.1:1 --user alice --events 1", OF_THE_SERVICE),
+        ("watch --address 127.0.0.1:1 --user alice --events 1", [*OF_THE_SERVICE, "mcp"]),
     ],
 )
 def test_a_command_that_calls_a_service_imports_none_of_its_parts(arguments: str, unneeded: list[str]) -> None:

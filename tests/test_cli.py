@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 import typer
+from mcp import Client, StdioServerParameters, stdio_client
+from mcp_types import TextContent
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -134,13 +136,6 @@ def test_a_search_names_an_exchange_that_is_not_served_any_more(demo: str, tmp_p
     assert "BitMEX is not served any more. BitMEX closed its exchange on 2026-09-23." in done.stderr
 
 
-def test_a_second_demo_says_that_the_first_may_be_running(demo: str, tmp_path: Path) -> None:
-    done = ask(demo, tmp_path, "demo")
-    assert done.returncode == 4
-    assert f"Cannot listen on {demo}" in done.stderr
-    assert "Another service may be running; choose a port with --address" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
@@ -216,6 +211,76 @@ def test_the_worst_of_several_errors_is_the_one_that_waiting_helps_least() -> No
     recovered.balance.balance.exchange_id = "CREDENTIAL_REJECTED"
     progress.note(recovered)
     assert progress.code_of_all() == ExitCode.MISSING
+
+
+async def test_an_assistant_reads_balances_by_name_and_nothing_else(demo: str, tmp_path: Path) -> None:
+    users = ("demo", "demo-refused", "demo-limited")
+    page = (Path(__file__).parent.parent / "docs/calling-mcp.md").read_text()
+    documented = re.search(r"<!-- starts against the demo -->\n```json\n(.*?)```", page, re.DOTALL)
+    assert documented
+    (configured,) = json.loads(documented[1])["mcpServers"].values()
+    assert configured["args"] == ["mcp", "--user", "demo"]
+    variables = {name: value.replace("127.0.0.1:50051", demo) for name, value in configured["env"].items()}
+    program = StdioServerParameters(
+        command=str(Path(sys.executable).with_name(configured["command"])),
+        args=[*configured["args"], *(part for user in users[1:] for part in ("--user", user))],
+        env=environment(tmp_path) | variables,
+    )
+    with (tmp_path / "stderr").open("w+") as stderr:
+        async with Client(stdio_client(program, errlog=stderr)) as assistant:
+            tools = (await assistant.list_tools()).tools
+            assert [tool.name for tool in tools] == ["list_exchanges", "list_accounts", "get_balance", "watch_once"]
+            for tool in tools:
+                assert tool.annotations is not None
+                assert (tool.annotations.read_only_hint, tool.annotations.destructive_hint) == (True, False)
+
+            async def ask_tool(name: str, **arguments: Any) -> tuple[Any, bool]:
+                result = await assistant.call_tool(name, arguments)
+                (content,) = result.content
+                assert isinstance(content, TextContent)
+                assert json.loads(content.text) == result.structured_content
+                assert len(content.text) < 10_000
+                assert "101-004" not in content.text, "a part of an account's number"
+                return result.structured_content, result.is_error
+
+            (page, _), (last, _) = await ask_tool("list_exchanges"), await ask_tool("list_exchanges", page=3)
+            assert (len(page["exchanges"]), page["next_page"], "next_page" in last) == (50, 2, False)
+            accounts, _ = await ask_tool("list_accounts", user="demo")
+            assert {"exchange": "oanda", "environment": "production"} in accounts["accounts"]
+            balance, failed = await ask_tool("get_balance", user="demo", exchange="oanda", max_age_seconds=60)
+            assert not failed
+            assert (balance["source"] in ("venue", "cache"), balance["stale"]) == (True, False)
+            assert 0 <= balance["age_seconds"] <= 60
+            (account,) = balance["accounts"]
+            assert account["number_ends_in"] == "-001"
+            assert all(isinstance(value, str) for row in account["assets"] for value in row.values())
+            changed, _ = await ask_tool("watch_once", user="demo", exchange="tastytrade", timeout_seconds=20)
+            assert (changed["changed"], changed["balance"]["exchange"]) == (True, "tastytrade")
+            refused = {
+                (user, exchange): (await ask_tool("get_balance", user=user, exchange=exchange))[0]["error"]
+                for user, exchange in (
+                    *(("demo-refused", "oanda"), ("demo-limited", "oanda")),
+                    *(("demo", "nosuch"), ("demo-slow", "oanda")),
+                )
+            }
+            assert {key: (error["reason"], error["retry"]) for key, error in refused.items()} == {
+                ("demo-refused", "oanda"): ("CREDENTIAL_REJECTED", False),
+                ("demo-limited", "oanda"): ("VENUE_RATE_LIMITED", True),
+                ("demo", "nosuch"): ("EXCHANGE_UNKNOWN", False),
+                # The service would give this user's balance; the assistant may not name the user.
+                ("demo-slow", "oanda"): ("FIELD_INVALID", False),
+            }
+            assert refused["demo-limited", "oanda"]["retry_after_seconds"] > 0
+        stderr.seek(0)
+        assert stderr.read() == ""
+
+
+def test_the_command_for_assistants_asks_for_users_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ([], ["--user", "alice", "--all-users"]):
+        assert CliRunner().invoke(app, ["mcp", *wrong]).exit_code == 2
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    done = CliRunner().invoke(app, ["mcp", "--user", "alice"])
+    assert (done.exit_code, "pip install 'exchange-service[mcp]'" in done.stderr) == (3, True)
 
 
 LONG_USER = "customer-" + "0123456789-" * 8 + "end"
@@ -714,8 +779,9 @@ def test_serve_and_demo_refuse_a_port_that_is_taken(demo: str, tmp_path: Path) -
     for command in ("serve", "demo"):
         done = ask(demo, tmp_path, command)
         assert done.returncode == 4
-        assert demo in done.stderr
-    assert "choose a port" in done.stderr
+        assert f"Cannot listen on {demo}" in done.stderr
+    # The demo's.
+    assert "Another service may be running; choose a port with --address" in done.stderr
 
 
 def test_a_demo_that_others_could_reach_is_refused_without_advice_on_ports(tmp_path: Path) -> None:

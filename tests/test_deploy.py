@@ -430,3 +430,8 @@ class TestSystemd:
         command = ("systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", str(self.UNIT))
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stdout + done.stderr
+        figure = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
+        assert figure
+        # Newer releases look at more.
+        if "systemd 252 " in subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout:
+            assert f"0 being the best: **{figure[1]}**" in (ROOT / "docs" / "deployment.md").read_text()

@@ -105,8 +105,15 @@ CHECKS = [
     "test-browser",
     "have-node",
     "test-web",
+    "test-typescript",
+    "have-go",
+    "test-go",
     "have-nginx",
     "nginx",
+    "have-envoy",
+    "envoy",
+    "have-prometheus",
+    "test-alerts",
 ]
 
 
@@ -115,12 +122,16 @@ CHECKS = [
     [
         ("", 0, CHECKS),
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
-        ("have-node", 0, [goal for goal in CHECKS if goal != "test-web"]),
-        ("have-nginx", 0, CHECKS[:-1]),
+        ("have-node", 0, [goal for goal in CHECKS if goal not in ("test-web", "test-typescript")]),
+        ("have-go", 0, [goal for goal in CHECKS if goal != "test-go"]),
+        ("have-nginx", 0, [goal for goal in CHECKS if goal != "nginx"]),
+        ("have-envoy", 0, [goal for goal in CHECKS if goal != "envoy"]),
+        ("have-prometheus", 0, CHECKS[:-1]),
         ("test-browser", 1, CHECKS[:7]),
         ("ccxt-elsewhere", 1, CHECKS[:5]),
         ("test-web", 1, CHECKS[:9]),
-        ("nginx", 1, CHECKS),
+        ("nginx", 1, CHECKS[: CHECKS.index("nginx") + 1]),
+        ("test-alerts", 1, CHECKS),
         # What fails in the whole run is run once more.
         ("test", 0, [*CHECKS[:2], "retest", *CHECKS[2:]]),
         ("test-projects", 0, [*CHECKS[:3], "retest", *CHECKS[3:]]),

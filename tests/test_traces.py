@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from exchange_service.app import start_service
 from exchange_service.errors import VenueTimeout
+from exchange_service.grpc_server.handler_wrapper import HandlerWrapper
 from exchange_service.model import Account, Credential
 from exchange_service.observability import spans as spans_module
 from exchange_service.observability.logs import add_request_id, redact_event
@@ -149,6 +150,10 @@ async def test_every_plugin_has_one_tree_to_its_venues_requests_and_no_secret_is
         asked_by = {span.attributes["server.address"] for span in requests}
         assert asked_by == {"127.0.0.1"}
         assert all(span.attributes["http.response.status_code"] == 200 for span in requests)
+        # Account numbers that the venues name themselves have digits.
+        paths = {span.attributes["url.path"] for span in requests}
+        assert {"/v3/accounts/*/summary", "/v1/accounts/*/balances", "/accounts/*/balances"} <= paths
+        assert [path for path in paths if not re.fullmatch(r"(/([A-Za-z_-]+|v?\d|\*))+", path)] == []
         plugins = {span.attributes["exchange_service.exchange"] for span in receiver.named("plugin.fetch_balance")}
         assert plugins >= set(venues)
         (at_once,) = [span for span in receiver.spans if "exchange_service.at_once" in span.attributes]
@@ -246,6 +251,11 @@ async def test_a_callers_decision_holds_and_others_are_kept_by_the_ratio(prompt:
         # What the caller did wrong is no failure of ours.
         assert not sent.failed
         assert sent.attributes["error.type"] == "CREDENTIAL_MISSING"
+
+
+def test_without_traces_a_quick_answer_has_no_further_step() -> None:
+    wrapped = HandlerWrapper().wrap_quick(GET_BALANCE, lambda *_: b"reply")
+    assert wrapped.__qualname__.startswith("HandlerWrapper.wrap_quick.")
 
 
 def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,12 @@ def _watch(app: typer.Typer) -> None:
     watch.add_to(app)
 
 
+def _mcp(app: typer.Typer) -> None:
+    from exchange_service.cli import mcp
+
+    mcp.add_to(app)
+
+
 def _health(app: typer.Typer) -> None:
     from exchange_service.cli import health
 
@@ -88,6 +94,7 @@ def _monitoring(app: typer.Typer) -> None:
 _COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     **dict.fromkeys(("exchanges", "balance"), _calls),
     "watch": _watch,
+    "mcp": _mcp,
     "health": _health,
     "version": _version,
     **dict.fromkeys(("serve", "demo", "doctor"), _operate),
@@ -98,7 +105,9 @@ _COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "tokens": _tokens,
 }
 # The commands that run no part of the service, and so write no log lines of ours.
-_LOGLESS = frozenset(name for name, add in _COMMANDS.items() if add in (_calls, _watch, _health, _monitoring, _version))
+_LOGLESS = frozenset(
+    name for name, add in _COMMANDS.items() if add in (_calls, _watch, _mcp, _health, _monitoring, _version)
+)
 # Panels cut the names of environment variables at the width of a terminal.
 _PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 

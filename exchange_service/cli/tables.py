@@ -23,7 +23,7 @@ _SOURCES = {
     balance_pb2.BALANCE_SOURCE_CACHE: "from the cache",
     balance_pb2.BALANCE_SOURCE_LAST_GOOD: "last good value",
 }
-_KINDS = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
+KINDS = {balance_pb2.ASSET_KIND_CASH: "cash", balance_pb2.ASSET_KIND_HOLDING: "holding"}
 AMOUNT_COLUMNS = ("total", "free", "used")
 _POLLED_BECAUSE = {
     balance_pb2.POLLING_REASON_NO_PUSH: "this venue's balances are not pushed",
@@ -134,7 +134,7 @@ def balance_lines(message: balance_pb2.Balance) -> Iterator[BalanceLine]:
         elif not account.assets:
             yield BalanceLine(exchange_id, name, "[dim]nothing held[/]")
         for row in account.assets:
-            yield BalanceLine(exchange_id, name, plain(row.asset), *_amounts(row), kind=_KINDS.get(row.kind, ""))
+            yield BalanceLine(exchange_id, name, plain(row.asset), *_amounts(row), kind=KINDS.get(row.kind, ""))
         if account.HasField("summary") and account.summary.HasField("equity"):
             figures = account.summary
             available = plain(figures.available) if figures.HasField("available") else "-"

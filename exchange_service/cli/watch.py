@@ -40,7 +40,7 @@ _NEVER = (ExchangeUnknown, ExchangeRetired, FieldInvalid, NotSupported)
 _WORST_FIRST = (ExitCode.BUG, ExitCode.ACT, ExitCode.MISSING, ExitCode.USAGE, ExitCode.AGAIN)
 # A stream that names an account which the caller has already begins with a heartbeat, which tells what it follows. The
 # service ignores an account that the stream does not follow.
-_ASK_FOR_HEARTBEAT = AccountSelector(exchange_id="-", unconfirmed=True)
+ASK_FOR_HEARTBEAT = AccountSelector(exchange_id="-", unconfirmed=True)
 
 _AccountName: TypeAlias = tuple[str, str, str]
 
@@ -136,7 +136,7 @@ async def _follow(
             user,
             accounts,
             min_interval=options.min_interval,
-            known=[_ASK_FOR_HEARTBEAT] if options.until_balance else [],
+            known=[ASK_FOR_HEARTBEAT] if options.until_balance else [],
             resume=True,
             on_interruption=report_interruption,
         )

@@ -15,7 +15,7 @@ from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.settings import Settings
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
-# Addresses to listen on that are none to call.
+# Addresses to listen on, by what to call in their place.
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 
 
@@ -114,7 +114,7 @@ def _flags(settings: Settings, address: str) -> Iterator[str]:
     """The flags with which a command reaches this demo, whatever its environment has."""
     certificate = settings.tls_certificate
     if certificate is not None:
-        # It may be trusted for itself, whoever has signed it.
+        # It may be trusted for itself, by itself.
         yield f"--tls --tls-ca {shlex.quote(str(certificate.absolute()))}"
         address = _certified(address, certificate)
     else:

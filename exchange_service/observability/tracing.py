@@ -37,8 +37,9 @@ _VERSION = re.compile(r"(?:v\d{1,2}(?:\.\d)?|\d)\Z")
 # Behind these stands whose it is, which may be a word too.
 _OWNERS = frozenset(
     {
-        *("accounts", "customers", "members", "portfolios", "profiles", "sub-accounts", "sub_accounts", "subaccounts"),
-        *("users", "vaults", "wallets", "account-id", "address", "addresses"),
+        *("account-id", "account_balances", "accounts", "address", "addresses", "customers", "members", "portfolios"),
+        *("profiles", "sub-account", "sub-accounts", "sub_accounts", "subaccount", "subaccounts", "trading-accounts"),
+        *("users", "vaults", "wallets", "whitelists"),
     }
 )
 

@@ -1,4 +1,4 @@
-"""Spans of the requests to venues, whoever makes them: a plugin by `call.http`, or its venue's library by the session.
+"""Spans of the requests to venues, made by a plugin through `call.http` or by a venue's library through the session.
 
 A session has these hooks only if the service makes traces. A span tells the method, the host, the masked path and the
 status; never a query, a header or a body.

@@ -45,8 +45,8 @@ def test_the_page_names_every_test_and_every_gap(table: dict[str, threats.Threat
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ('@pytest.mark.threat("T99")\ndef test_a() -> None: ...', "T99"),
-        ('class TestA:\n    @pytest.mark.threat("T98", attack=True)\n    async def test_a(self) -> None: ...', "T98"),
+        ('@pytest.mark.threat("T999")\ndef test_a() -> None: ...', "T999"),
+        ('class TestA:\n    @pytest.mark.threat("T998", attack=True)\n    async def test_a(self) -> None: ...', "T998"),
     ],
 )
 def test_a_mark_of_an_unknown_threat_is_an_error(

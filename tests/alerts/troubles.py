@@ -457,7 +457,7 @@ def open_files(address: str) -> int:
 LIMITS = (RateLimit("address", 20, 5),)
 DOWN = VenueUnavailable("The venue is down.")
 TOO_MANY = VenueRateLimited("Too many requests.", retry_after=0.01)
-CONDITIONS = (
+TROUBLES = (
     Trouble("ended", {"ExchangeServiceDown"}, nobody),
     Trouble("unknown", {"ExchangeServiceMissing"}, unknown),
     Trouble("wrong-keyset", {"ExchangeServiceNotServing"}, wrong_keyset),

@@ -131,7 +131,10 @@ EXPORTS: dict[str, set[str]] = {
         "RecordedRequest",
     },
     "exchange_service.client": {
+        "AsyncClient",
+        "Client",
         "ExchangeServiceClient",
+        "Reconnecting",
         "ServiceUnreachable",
         "is_loopback",
     },

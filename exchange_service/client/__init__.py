@@ -5,6 +5,9 @@ older releases of these too.
 """
 
 from exchange_service.addresses import is_loopback
-from exchange_service.client.async_client import ExchangeServiceClient, ServiceUnreachable
+from exchange_service.client.async_client import AsyncClient, ExchangeServiceClient
+from exchange_service.client.failures import ServiceUnreachable
+from exchange_service.client.resuming import Reconnecting
+from exchange_service.client.sync_client import Client
 
-__all__ = ["ExchangeServiceClient", "ServiceUnreachable", "is_loopback"]
+__all__ = ["AsyncClient", "Client", "ExchangeServiceClient", "Reconnecting", "ServiceUnreachable", "is_loopback"]

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
-from exchange_service.client.async_client import _from_details
+from exchange_service.client.failures import from_details
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, ServiceError, VenueUnavailable
 from exchange_service.model import Account, Credential, KeyRights, VenueReports
@@ -182,6 +182,6 @@ def status() -> bytes:
 
 @target("client-status", [status()], ())
 def read_status(data: bytes) -> object:
-    error = _from_details(data)
+    error = from_details(data)
     assert error is None or error.retry_after is None or 0 <= error.retry_after <= 3600
     return error

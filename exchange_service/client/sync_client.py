@@ -1,0 +1,360 @@
+"""The client for programs without asyncio: the names, parameters and types of `AsyncClient`. Threads may share it.
+
+with Client("127.0.0.1:50051") as client:
+    reply = client.get_balance("alice", "oanda")
+    print(reply.balance.summary.equity, reply.freshness.age.ToTimedelta())
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from exchange_service.accounts.v1.account_service_pb2 import (
+    CheckAccountRequest,
+    CheckAccountResponse,
+    ConnectAccountResponse,
+    ListAccountsRequest,
+    ListAccountsResponse,
+    RemoveAccountRequest,
+)
+from exchange_service.client import requests
+from exchange_service.client.connections import (
+    CALLS_A_CONNECTION,
+    Connection,
+    ConnectionHolder,
+    configure,
+    grpc_survives_fork,
+    is_answer,
+)
+from exchange_service.client.failures import ServiceUnreachable, is_from_service, translate, unreachable
+from exchange_service.client.first_round import FirstRound
+from exchange_service.client.position import StreamPosition
+from exchange_service.client.resuming import Reconnecting, Resumption
+from exchange_service.client.security import Pem, Token, current_token, with_token
+from exchange_service.errors import DeadlinePassed, ServiceError
+from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
+from exchange_service.v1 import exchange_pb2
+from exchange_service.v1.exchange_service_pb2 import (
+    AccountErrorEvent,
+    AccountSelector,
+    BalanceEvent,
+    GetBalanceResponse,
+    ListExchangesResponse,
+    StreamBalancesRequest,
+    StreamBalancesResponse,
+)
+
+__all__ = ["Client"]
+
+
+class Client:
+    """The service at `address`: host:port, or the replicas' addresses, separated by commas or in a sequence, which are
+    called in turn. It connects at the first call, and to a name with several addresses too if it is given as
+    dns:///name:port.
+
+    `token` is sent with every call; a callable is asked for it at each call, so let it keep a token while
+    that is valid. `metadata` is sent as well. `tls_ca` is the PEM file, or its content as bytes, of the authority to
+    trust, `tls_certificate` and `tls_key` are the client's own; `tls_name` is the name in the service's certificate if
+    it is not the first address's. `tls` None: TLS, except to this machine if no file is given. `timeout` is in seconds,
+    and applies to a call with all its attempts. Calls that read are tried up to three times, unless the service says
+    that it does not help. `options` are options of the gRPC channel, in place of those of the client.
+    `calls_a_connection` must not be more than the setting `connection_streams` of the service, nor the limit of a proxy
+    before it.
+
+    Raises ValueError for arguments that contradict, and for a token, also one in `metadata`, that would be sent to
+    another machine in plaintext; OSError for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        token: Token = "",
+        tls: bool | None = None,
+        tls_ca: Pem | None = None,
+        tls_certificate: Pem | None = None,
+        tls_key: Pem | None = None,
+        tls_name: str = "",
+        metadata: Sequence[tuple[str, str]] = (),
+        timeout: float = 10.0,
+        options: Sequence[tuple[str, Any]] = (),
+        calls_a_connection: int = CALLS_A_CONNECTION,
+    ) -> None:
+        self._config = configure(
+            address,
+            token=token,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            tls_name=tls_name,
+            metadata=metadata,
+            timeout=timeout,
+            options=options,
+            calls_a_connection=calls_a_connection,
+        )
+        self._holder = ConnectionHolder(self._config, grpc, lambda: None, grpc_survives_fork)
+        # Whether the service has ever answered.
+        self._reached = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel of the first connection, for other services on it."""
+        channel: grpc.Channel = self._holder.connections().all[0].channel
+        return channel
+
+    def close(self) -> None:
+        """Close all connections. Calls and streams end, and the client cannot be used again."""
+        for channel in self._holder.close():
+            channel.close()
+
+    def health(self, service: str = requests.SERVICE) -> str:
+        """What the service says of itself: "SERVING", "NOT_SERVING" (it is about to end, or cannot serve), "UNKNOWN",
+        or "SERVICE_UNKNOWN" if it has no service of this name.
+
+        Raises ServiceUnreachable, and DeadlinePassed.
+        """
+        request = requests.health_request(service)
+        try:
+            reply = self._invoke(lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), request)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return "SERVICE_UNKNOWN"
+            raise self._translated(error) from None
+        return requests.health_status(reply)
+
+    def list_exchanges(
+        self,
+        *,
+        asset_class: str = "",
+        source: str = "",
+        search: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        etag: str = "",
+    ) -> ListExchangesResponse:
+        """One page of the catalogue. `source` is "", "custom" or "ccxt"; KeyError for another.
+
+        Raises ServiceError, as every call does: the class of the server's reason, or ServiceUnreachable.
+        """
+        request = requests.list_exchanges(asset_class, source, search, page_size, page_token, etag)
+        reply: ListExchangesResponse = self._call(lambda one: one.exchanges.ListExchanges, request)
+        return reply
+
+    def list_plugins(self) -> ListPluginsResponse:
+        """The plugins of the replica that answers, and the processes that run them. For operators."""
+        reply: ListPluginsResponse = self._call(lambda one: one.plugins.ListPlugins, ListPluginsRequest())
+        return reply
+
+    def all_exchanges(
+        self, *, asset_class: str = "", source: str = "", search: str = ""
+    ) -> list[exchange_pb2.Exchange]:
+        """Every exchange that the filters select, over all pages. Raises as `list_exchanges` does."""
+        entries: list[exchange_pb2.Exchange] = []
+        token = ""
+        while True:
+            reply = self.list_exchanges(asset_class=asset_class, source=source, search=search, page_token=token)
+            entries.extend(reply.exchanges)
+            token = reply.next_page_token
+            if not token:
+                return entries
+
+    def get_balance(
+        self,
+        user_id: str,
+        exchange_id: str,
+        *,
+        environment: str = "",
+        account_type: str = "",
+        max_age: float | None = None,
+        include_zero: bool = False,
+        known_version: int = 0,
+    ) -> GetBalanceResponse:
+        """The balance of one account, at most `max_age` seconds old. None: as the service is set; 0: ask the venue now.
+
+        `account_type` is one of the exchange's types, "all", or empty for the exchange's default. `include_zero` keeps
+        rows that hold nothing. With the `version` of a balance that you have as `known_version` the answer is never an
+        older one, whichever replica gives it. `freshness.delivery` of the reply is present if a stream follows the
+        account at the replica that answers.
+
+        Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        """
+        request = requests.get_balance(
+            user_id, exchange_id, environment, account_type, max_age, include_zero, known_version
+        )
+        reply: GetBalanceResponse = self._call(lambda one: one.exchanges.GetBalance, request)
+        return reply
+
+    def balances(
+        self, user_id: str, accounts: Sequence[AccountSelector] = (), *, timeout: float | None = None
+    ) -> list[BalanceEvent | AccountErrorEvent]:
+        """Each account of a user once, with its balance or its error, in the order of their names. No `accounts`: all.
+
+        It takes at most `timeout` seconds, None: the client's. An account that has not answered by then has an error
+        with the reason DEADLINE_PASSED. Raises ServiceError, DeadlinePassed too if the accounts are not even named.
+        """
+        first_round = FirstRound(user_id, accounts)
+        seconds = self._config.timeout if timeout is None else timeout
+        try:
+            with closing(self._events(first_round.request(), seconds)) as events:
+                for event in events:
+                    if first_round.advance(event):
+                        break
+        except DeadlinePassed:
+            # The result says what is missing.
+            pass
+        return first_round.result()
+
+    def list_accounts(self, user_id: str = "") -> ListAccountsResponse:
+        """The accounts for which a credential of the user is stored. No `user_id`: the only user that the caller may
+        read. It needs the right to manage, as all calls about accounts do.
+
+        Raises ServiceError: the class of the server's reason, or ServiceUnreachable.
+        """
+        request = ListAccountsRequest(user_id=user_id)
+        reply: ListAccountsResponse = self._call(lambda one: one.accounts.ListAccounts, request)
+        return reply
+
+    def connect_account(
+        self,
+        user_id: str,
+        exchange_id: str,
+        fields: Mapping[str, str],
+        *,
+        environment: str = "",
+        skip_check: bool = False,
+    ) -> ConnectAccountResponse:
+        """Store a credential after it was tried at the venue, in the place of one that is stored already. `fields` are
+        its values by the names in the exchange's `credential_fields`. With `skip_check` it is stored untried.
+
+        Raises ServiceError as `list_accounts`; nothing is stored then. FieldInvalid has `violations`, one for each
+        wrong field, named as "fields.api_key".
+        """
+        request = requests.connect_account(user_id, exchange_id, environment, fields, skip_check)
+        reply: ConnectAccountResponse = self._call(lambda one: one.accounts.ConnectAccount, request)
+        return reply
+
+    def check_account(self, user_id: str, exchange_id: str, *, environment: str = "") -> CheckAccountResponse:
+        """Try a stored credential at the venue: what it shows, and what its key may do. Raises ServiceError as
+        `list_accounts`: the venue's error if the account cannot be read."""
+        request = CheckAccountRequest(user_id=user_id, exchange_id=exchange_id, environment=environment)
+        reply: CheckAccountResponse = self._call(lambda one: one.accounts.CheckAccount, request)
+        return reply
+
+    def remove_account(self, user_id: str, exchange_id: str, *, environment: str = "") -> None:
+        """Remove a stored credential. Raises ServiceError as `list_accounts`: CredentialMissing if none is stored."""
+        request = RemoveAccountRequest(user_id=user_id, exchange_id=exchange_id, environment=environment)
+        self._call(lambda one: one.accounts.RemoveAccount, request)
+
+    def _followed(
+        self, position: StreamPosition, resume: bool
+    ) -> Generator[StreamBalancesResponse | Reconnecting, None, None]:
+        resumption = Resumption(position, resume=resume, renews=self._config.renews, reached=lambda: self._reached)
+        while True:
+            try:
+                with closing(self._events(resumption.request())) as events:
+                    for event in events:
+                        resumption.advance(event)
+                        yield event
+                raise ServiceUnreachable(f"The service at {self._address} ended the stream without a reason.")
+            except ServiceError as error:
+                reconnecting = resumption.after(error)
+            yield reconnecting
+            time.sleep(reconnecting.delay)
+
+    def _events(
+        self, request: StreamBalancesRequest, timeout: float | None = None
+    ) -> Generator[StreamBalancesResponse, None, None]:
+        connections, metadata = self._holder.connections(), self._metadata()
+        with connections.use() as connection:
+            call = connection.exchanges.StreamBalances(request, timeout=timeout, metadata=metadata)
+            try:
+                for event in call:
+                    self._reached = True
+                    yield event
+            except grpc.RpcError as error:
+                raise self._translated(error) from None
+            finally:
+                # If only the iterator is dropped, the call stays open at the server.
+                call.cancel()
+
+    def _call(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
+        try:
+            return self._invoke(method_of, request)
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+
+    def _invoke(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
+        connections, metadata = self._holder.connections(), self._metadata()
+        with connections.use() as connection:
+            reply = method_of(connection)(request, timeout=self._config.timeout, metadata=metadata)
+        self._reached = True
+        return reply
+
+    def _metadata(self) -> Sequence[tuple[str, str]]:
+        return with_token(self._config.metadata, current_token(self._config.token))
+
+    @property
+    def _address(self) -> str:
+        return self._config.endpoint.text
+
+    def _translated(self, error: grpc.RpcError) -> ServiceError:
+        if is_from_service(error):
+            self._reached = True
+        return translate(error, self._address, tls=self._config.tls)
+
+    def stream_balances(
+        self,
+        user_id: str,
+        accounts: Sequence[AccountSelector] = (),
+        *,
+        min_interval: float = 0.0,
+        known: Sequence[AccountSelector] = (),
+        resume: bool = True,
+    ) -> Generator[StreamBalancesResponse | Reconnecting, None, None]:
+        """Yield the events of a user's accounts, until an error is raised or you stop iterating. No `accounts`: all.
+
+        If the service restarts, can no longer be reached, has no database, ends a stream of long life, or takes no
+        further stream for now, `Reconnecting` is yielded, and the stream is opened again with the versions that it has
+        yielded: no version goes back, and no change is lost. With a callable `token` also if the token has ended.
+        With `resume=False` the error is raised instead.
+
+        `min_interval` is the least number of seconds between two balances of one account, 0 to 3600; 0 is every change.
+        `freshness.delivery` of a balance, and `delivery` of an account in a heartbeat, say whether the venue pushes the
+        account's changes or is polled, and why. `known` is what you have of accounts already, at most 200, each named
+        as its events name it, with its `known_version` and `unconfirmed`: the stream begins with a heartbeat and yields
+        only what is newer. A stream without accounts begins with a heartbeat too.
+
+        Raises ServiceError; ServiceUnreachable within `timeout` seconds if nothing was ever reached at the address, and
+        ServiceOverloaded if the first stream was refused; ValueError for more than 200 `known`.
+        """
+        position = StreamPosition(user_id, accounts, min_interval, known)
+        if not self._reached:
+            self._reach()
+        with closing(self._followed(position, resume)) as events:
+            yield from events
+
+    def _reach(self) -> None:
+        """Make sure that something answers at the address: a stream itself has no deadline."""
+        try:
+            self._invoke(
+                lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), requests.health_request(requests.SERVICE)
+            )
+        except grpc.RpcError as error:
+            if not is_answer(error.code()):
+                raise unreachable(self._translated(error)) from None
+            self._reached = True

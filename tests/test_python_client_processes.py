@@ -19,13 +19,17 @@ FORK = """
 import asyncio, os, signal, sys
 from exchange_service.client import AsyncClient, Client
 address, kind, used = sys.argv[1:]
-client = (Client if kind == "sync" else AsyncClient)(address)
+make = Client if kind == "sync" else AsyncClient
+client = make(address)
 def call():
     if kind == "sync":
         return client.get_balance("alice", "oanda")
     return asyncio.run(client.get_balance("alice", "oanda"))
-if used == "used":
+if used != "made":
     call()
+if used == "closed":
+    asyncio.run(client.close())
+    client = make(address)
 child = os.fork()
 if not child:
     signal.alarm(15)
@@ -74,8 +78,9 @@ def test_both_clients_have_the_same_methods_parameters_and_types() -> None:
         ("sync", "made", ""),
         ("async", "made", ""),
         ("sync", "used", ""),
-        # The child of a parent that has used grpc.aio would wait for ever.
-        ("async", "used", "has forked after this client had made calls"),
+        ("async", "closed", ""),
+        # The child of a parent that uses grpc.aio would wait for ever, or crash.
+        ("async", "used", "was forked while an AsyncClient was open"),
     ],
 )
 async def test_a_client_of_before_a_fork_calls_in_the_child_or_says_why_not(kind: str, used: str, told: str) -> None:

@@ -23,7 +23,7 @@ from exchange_service.accounts.v1.account_service_pb2 import (
     ListAccountsResponse,
     RemoveAccountRequest,
 )
-from exchange_service.client import requests
+from exchange_service.client import forks, requests
 from exchange_service.client.connections import (
     CALLS_A_CONNECTION,
     ClientConfig,
@@ -68,7 +68,9 @@ class _AsyncCalls:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._holder = ConnectionHolder(config, grpc.aio, _present_loop, lambda: False)
+        self._holder = ConnectionHolder(
+            config, grpc.aio, _present_loop, require=forks.require_async, note=forks.note_async
+        )
         # Whether the service has ever answered.
         self._reached = False
 

@@ -23,13 +23,12 @@ from exchange_service.accounts.v1.account_service_pb2 import (
     ListAccountsResponse,
     RemoveAccountRequest,
 )
-from exchange_service.client import requests
+from exchange_service.client import forks, requests
 from exchange_service.client.connections import (
     CALLS_A_CONNECTION,
     Connection,
     ConnectionHolder,
     configure,
-    grpc_survives_fork,
     is_answer,
 )
 from exchange_service.client.failures import ServiceUnreachable, is_from_service, translate, unreachable
@@ -99,7 +98,9 @@ class Client:
             options=options,
             calls_a_connection=calls_a_connection,
         )
-        self._holder = ConnectionHolder(self._config, grpc, lambda: None, grpc_survives_fork)
+        self._holder = ConnectionHolder(
+            self._config, grpc, lambda: None, require=forks.require_sync, note=forks.note_sync
+        )
         # Whether the service has ever answered.
         self._reached = False
 

@@ -17,7 +17,7 @@ EDITABLE := $(foreach project,$(PACKAGES) $(PLUGINS),--editable $(project))
 PROJECT_FILES := pyproject.toml $(wildcard clients/python/pyproject.toml packages/*/pyproject.toml plugins/*/pyproject.toml)
 
 .PHONY: run replicas test test-projects test-native retest threats forger have-nginx nginx have-envoy envoy other-clients \
-	systemd have-chromium test-browser have-node test-web have-go go-protos test-go have-prometheus test-alerts \
+	systemd have-chromium test-browser have-node test-client test-web have-go go-protos test-go have-prometheus test-alerts \
 	typescript test-typescript two-users ccxt-elsewhere check bench soak chaos \
 	protos api lock docs audit fuzz clean help
 
@@ -171,6 +171,17 @@ $(WEB)/node_modules/.ready: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/
 test-web: $(VENV)/.dev $(WEB)/node_modules/.ready | have-node  ## Run docs/web-application.md in Node.js, which is installed if there is none
 	@cd $(WEB) && PATH="$(abspath $(BIN)):$$PATH" npm run --silent generate && npm run --silent build
 	$(BIN)/python -m pytest -q -n0 tests/web_application
+
+# What pyright says of the Python client's examples and page; mypy is one of our own tools.
+PYTHON_CLIENT := clients/python
+
+$(PYTHON_CLIENT)/node_modules/.ready: $(PYTHON_CLIENT)/package.json $(PYTHON_CLIENT)/package-lock.json $(PYTHON_CLIENT)/.npmrc | have-node
+	@cd $(PYTHON_CLIENT) && npm ci --include=dev --silent
+	@touch $@
+
+test-client: $(VENV)/.dev $(PYTHON_CLIENT)/node_modules/.ready | have-node  ## Install the Python client's wheel alone elsewhere, run and type-check docs/calling-python.md and its examples
+	EXCHANGE_SERVICE_TEST_PYRIGHT=$(abspath $(PYTHON_CLIENT)/node_modules/.bin/pyright) \
+		$(BIN)/python -m pytest -q -n0 -s tests/test_client_elsewhere.py
 
 # And so is Prometheus, which brings promtool.
 DEBIANS_PROMETHEUS := /usr/bin/prometheus

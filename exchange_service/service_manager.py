@@ -24,6 +24,7 @@ class ServiceManager:
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
         self._address = address
         self.watchdog = watchdog if address else 0.0
+        self._reached = True
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServiceManager:
@@ -57,5 +58,9 @@ class ServiceManager:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.settimeout(_LONGEST_WAIT)
                 sender.sendto("\n".join(lines).encode(), name)
+            self._reached = True
         except OSError as error:
-            log.warning("service_manager.not_told", message=lines[0], problem=error.strerror or str(error))
+            # The watchdog's messages would repeat it for as long as the service runs.
+            if self._reached:
+                log.warning("service_manager.not_told", message=lines[0], problem=error.strerror or str(error))
+            self._reached = False

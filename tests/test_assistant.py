@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,14 @@ async def test_accounts_are_listed_without_the_right_to_manage_and_a_change_is_w
         nobody = {tool.name: tool for tool in Assistant(running.client, ["nobody"]).tools()}["watch_once"]
         with pytest.raises(CredentialMissing):
             await nobody.answer(nobody.arguments())
+
+
+async def test_the_page_names_every_tool_and_argument() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "calling-mcp.md").read_text()
+    async with ExchangeServiceClient("127.0.0.1:1") as client:
+        rows = {
+            tool.name: ", ".join(f"`{name}`" for name in sorted(tool.arguments.model_json_schema()["properties"]))
+            for tool in Assistant(client, ()).tools()
+        }
+    documented = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE)
+    assert {name: ", ".join(sorted(text.split(", "))) for name, text in documented} == rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import json
@@ -167,16 +168,20 @@ def shape(text: str) -> list[str]:
     return [re.sub(r"\s+", " ", re.sub(r"[\d.:-]+", "#", line)).strip() for line in text.strip().splitlines()]
 
 
+# What a shell does to a command.
+_FOR_A_SHELL = re.compile(r"[|;<>$]|^buf ")
+
+
 def documented_commands() -> list[tuple[str, str]]:
     """The commands of the documents that run against the demo, with the output that they show."""
     pairs = []
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/push.md"))
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/push.md", "docs/calling-shell.md"))
     for match in _DEMO_BLOCK.finditer(text):
         if match["kind"] != "console":
             continue
         for part in re.split(r"^\$ ", match["text"], flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
-            if command.startswith("exchange-service"):
+            if command.startswith("exchange-service") and not _FOR_A_SHELL.search(command):
                 pairs.append((command, output))
     return pairs
 
@@ -185,6 +190,33 @@ def documented_commands() -> list[tuple[str, str]]:
 def test_the_commands_of_the_documents_print_what_they_show(demo_address: str, command: str, output: str) -> None:
     result = run_command((*command.split()[1:], "--address", demo_address), PLAIN)
     assert shape(result.stdout + result.stderr) == shape(output)
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """The lines of the page on shells that need one, each with the output that it shows."""
+    blocks = [m["text"] for m in _DEMO_BLOCK.finditer((ROOT / "docs" / "calling-shell.md").read_text())]
+    parts = [part.partition("\n") for text in blocks for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
+    return [(line, output) for line, _, output in parts if _FOR_A_SHELL.search(line)]
+
+
+async def run_in_shell(line: str, address: str, turn: asyncio.Semaphore) -> str:
+    """What a line prints to standard output, in a shell with our programs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "EXCHANGE_SERVICE_ADDRESS": address}
+    async with turn, asyncio.timeout(60):
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", line.replace("127.0.0.1:50051", address)), env=variables, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+    return output.decode()
+
+
+async def test_the_lines_of_the_page_on_shells_print_what_they_show(demo_address: str) -> None:
+    lines, turn = shell_lines(), asyncio.Semaphore(os.cpu_count() or 1)
+    assert len(lines) >= 10
+    shown = await asyncio.gather(*(run_in_shell(line, demo_address, turn) for line, _ in lines))
+    for (line, output), got in zip(lines, shown, strict=True):
+        assert shape(got) == shape(output), line
 
 
 def documented_requests() -> list[tuple[str, str]]:

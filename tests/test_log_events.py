@@ -32,7 +32,10 @@ def test_every_event_of_the_code_has_a_row_and_every_row_is_logged() -> None:
 def test_a_row_has_the_levels_and_the_fields_of_its_lines() -> None:
     rows = described()
     for name, lines in by_name().items():
-        row, fields = rows[name], {field for line in lines for field in line.fields}
+        if (row := rows.get(name)) is None:
+            # The test above says so.
+            continue
+        fields = {field for line in lines for field in line.fields}
         assert set(row.levels) == {line.level for line in lines}, f"{name}: {WRITE}"
         assert fields - row.fields.keys() == set(), f"{name}: {WRITE}"
         if not any(line.open_ended for line in lines):

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 from google.protobuf.duration_pb2 import Duration
 from opentelemetry.sdk.trace import ReadableSpan
 from structlog.testing import capture_logs
@@ -41,6 +42,7 @@ from exchange_service.plugin_host.v1 import plugin_host_pb2
 from exchange_service.settings import Settings
 from exchange_service.startup_checks import UnsafeSettings
 from exchange_service.testing.venue import DemoVenue
+from exchange_service.venues import request_spans
 from tests.harness import (
     USER,
     Gate,
@@ -262,6 +264,30 @@ def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(UnsafeSettings, match=r"install exchange-service\[traces\]"):
         asyncio.run(start_service(settings_for(tmp_path, traces="otlp"), registry=registry_of(ScriptedPlugin())))
+
+
+@pytest.mark.threat("T99", attack=True)
+async def test_the_number_of_an_account_stands_in_a_path_unless_it_is_masked(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = b"101-004-7654321-001"
+
+    async def sent_of_one_call(name: str) -> bytes:
+        folder = tmp_path_factory.mktemp(name)
+        async with Receiver() as receiver, OandaSimulator() as venue:
+            venue.add_token("a-token-for-tests", SimulatedAccount(number.decode()))
+            options = {"traces": "otlp", "traces_endpoint": receiver.url, "venue_urls": {"oanda": venue.url}}
+            async with serving(folder, **options) as running:
+                await running.store("oanda", api_key="a-token-for-tests")
+                await running.stub.GetBalance(balance_request("oanda"), metadata=(TRACEPARENT,))
+            return b"".join(receiver.bodies)
+
+    with monkeypatch.context() as unmasked:
+        unmasked.setattr(request_spans, "masked_path", lambda path, private: path)
+        assert number in await sent_of_one_call("unmasked")
+    sent = await sent_of_one_call("masked")
+    assert b"/v3/accounts/" in sent
+    assert number not in sent
 
 
 @pytest.mark.threat("T99")

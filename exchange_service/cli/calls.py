@@ -188,6 +188,7 @@ def _catalogue(first: ListExchangesResponse, entries: Sequence[exchange_pb2.Exch
         "matching_count": first.matching_count,
         "stats": {"total": stats.total, "custom": stats.custom, "ccxt": stats.ccxt},
         "problems": [tables.as_dict(problem) for problem in first.problems],
+        "retired": [tables.as_dict(gone) for gone in first.retired],
         "etag": first.etag,
     }
 

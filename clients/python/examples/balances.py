@@ -1,0 +1,33 @@
+"""Prints every account of a user once, each with its balance or the reason why there is none."""
+
+import argparse
+import asyncio
+import os
+import sys
+
+from exchange_service.client import AsyncClient
+from exchange_service.errors import ServiceError
+from exchange_service.v1.exchange_service_pb2 import AccountErrorEvent
+
+
+async def main(address: str, tls_ca: str | None, user: str, seconds: float) -> None:
+    async with AsyncClient(address, token=os.environ.get("EXCHANGE_SERVICE_TOKEN", ""), tls_ca=tls_ca) as client:
+        for account in await client.balances(user, timeout=seconds):
+            if isinstance(account, AccountErrorEvent):
+                print(account.exchange_id, account.environment, account.error.message, sep="\t")
+                continue
+            balance = account.balance
+            total = balance.summary.total if balance.HasField("summary") else "no single figure"
+            print(balance.exchange_id, balance.environment, total, balance.summary.currency, sep="\t")
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--address", default="127.0.0.1:50051", help="host:port, several with commas between them")
+parser.add_argument("--tls-ca", help="the PEM file of the authority to trust")
+parser.add_argument("--timeout", type=float, default=20.0, help="seconds for all accounts together")
+parser.add_argument("user")
+given = parser.parse_args()
+try:
+    asyncio.run(main(given.address, given.tls_ca, given.user, given.timeout))
+except ServiceError as error:
+    sys.exit(str(error))

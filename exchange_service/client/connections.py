@@ -140,7 +140,8 @@ class ConnectionHolder:
         self._loop_of = loop_of
         self._require = require
         self._note = note
-        self._present: tuple[int, object, Connections] | None = None
+        # By process and event loop. `setdefault` lets one of two threads win whose first calls are at the same moment.
+        self._made: dict[tuple[int, object], Connections] = {}
         self._left: list[Connections] = []
         self._closed = False
 
@@ -160,10 +161,9 @@ class ConnectionHolder:
         connections = self._valid()
         if connections is None:
             self._require()
-            if self._present is not None and self._present[0] != os.getpid():
-                self._left.append(self._present[2])
-            connections = Connections(self._opener(target or self._config.endpoint.target()), self._most)
-            self._present = os.getpid(), self._loop_of(), connections
+            self._forget_others()
+            fresh = Connections(self._opener(target or self._config.endpoint.target()), self._most)
+            connections = self._made.setdefault(self._key(), fresh)
             self._note(connections)
         return connections
 
@@ -171,17 +171,27 @@ class ConnectionHolder:
         """Accept no further call; return the channels to close."""
         self._closed = True
         connections = self._valid()
-        self._present = None
+        self._forget_others()
+        self._made.clear()
         return [one.channel for one in connections.all] if connections is not None else []
+
+    def _key(self) -> tuple[int, object]:
+        return os.getpid(), self._loop_of()
+
+    def _valid(self) -> Connections | None:
+        return self._made.get(self._key())
+
+    def _forget_others(self) -> None:
+        """Drop the connections of event loops that have ended, and leave those of the parent alone."""
+        own = self._key()
+        for key in [key for key in list(self._made) if key != own]:
+            connections = self._made.pop(key, None)
+            if connections is not None and key[0] != own[0]:
+                self._left.append(connections)
 
     @property
     def _most(self) -> int:
         return self._config.calls_a_connection
-
-    def _valid(self) -> Connections | None:
-        if self._present is None or self._present[0] != os.getpid() or self._present[1] is not self._loop_of():
-            return None
-        return self._present[2]
 
     def _opener(self, target: str) -> Callable[[], Any]:
         config = self._config

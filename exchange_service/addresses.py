@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 # A percent sign that does not begin an encoded byte.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -12,6 +13,8 @@ _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # How gRPC writes what a name stands for, before one or several host:port.
 _SCHEMES = ("dns:///", "dns:", "ipv4:", "ipv6:")
 _UNIX = ("unix:", "unix-abstract:")
+# Outgoing addresses: more do not fit into an error's advice.
+_MOST_OUTGOING = 4
 # The ends of names that only private networks know.
 _PRIVATE_ENDS = (".local", ".internal", ".svc", ".lan", ".home.arpa", ".localhost")
 
@@ -88,3 +91,23 @@ def encoding_problem(url: str) -> str:
         return ""
     codes = ", ".join(f"{name} as %{ord(name):02X}" for name in found)
     return f"it holds characters that have a meaning in a URL: percent-encode the password ({codes})"
+
+
+def spell_addresses(text: str) -> str:
+    """IP addresses or networks with commas between them, in one form. ValueError, a sentence, for anything else, and
+    for more than four."""
+    try:
+        networks = [ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",")]
+    except ValueError:
+        raise ValueError("it should be an IP address, or several with commas between them") from None
+    if len(networks) > _MOST_OUTGOING:
+        raise ValueError(f"it should be at most {_MOST_OUTGOING} addresses")
+    single = (network.prefixlen == network.max_prefixlen for network in networks)
+    return ", ".join(
+        str(network.network_address) if alone else str(network) for network, alone in zip(networks, single, strict=True)
+    )
+
+
+def addresses_note(addresses: Sequence[str]) -> str:
+    """The sentence about the service's addresses at the end of a listing's ip_whitelist; empty if none are known."""
+    return f"This service calls from {', '.join(addresses)}." if addresses else ""

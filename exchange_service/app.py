@@ -60,6 +60,7 @@ from exchange_service.model import Credential
 from exchange_service.observability.health_pages import HealthPages
 from exchange_service.observability.metrics import Build, Metrics, ProcessOfPlugin, PushConnections
 from exchange_service.observability.metrics_server import MetricsNotShown, MetricsServer
+from exchange_service.observability.redaction import LIVE
 from exchange_service.observability.tracing import Tracing
 from exchange_service.open_files import idle_seconds, shares_of_connections
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
@@ -73,6 +74,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
+    open_egress,
     unencrypted_warnings,
     unused_settings,
     venue_overrides,
@@ -80,6 +82,7 @@ from exchange_service.startup_checks import (
 from exchange_service.streams.service import Streams, StreamSettings
 from exchange_service.venue_gate import Gated, GateOptions
 from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.egress import Egress
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.registry import PluginProblem, Registry
@@ -290,7 +293,7 @@ def _open_road(
     from_store = instrumented_opening(storage.references.open, metrics)
     opening = candidates.opening(replacements.opening(from_store, registry.rotates))
     replacing = candidates.replacing(replacements.replace)
-    venues = open_venues(settings, registry, opening, http, gate.status, replacing)
+    venues = open_venues(settings, registry, opening, http, gate.status, replacing, gate.egress)
     stack.push_async_callback(venues.close)
     metrics.watch_connections(lambda: _push_connections(http, venues))
     gated = Gated(Instrumented(venues, metrics), gate)
@@ -311,11 +314,12 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     status, metrics = VenueStatus(), Metrics(lambda: registry.listings, Build(settings.engine_in_use))
     if storage.has_redis:
         metrics.watch("redis", lambda: storage.cache.shared)
-    gate = _gate_options(settings, storage.shared, status, metrics, accounts_apart=accounts_apart)
+    egress = _open_egress(settings, registry, stack)
+    gate = _gate_options(settings, storage.shared, status, metrics, egress, accounts_apart=accounts_apart)
     road = _open_road(settings, registry, storage, gate, metrics, stack)
     venues, balances = road.venues, road.balances
     limits, on_event_age = _stream_settings(settings), metrics.value_handed_out
-    watches = _open_watches(settings, balances, venues, metrics, stack, tracing)
+    watches = _open_watches(settings, balances, venues, metrics, egress, stack, tracing)
     stored = storage.references.accounts
     streams = Streams(registry, balances, stored, limits, on_event_age=on_event_age, watches=watches, tracing=tracing)
     authenticator = _open_authenticator(settings, storage)
@@ -323,12 +327,12 @@ async def _join(settings: Settings, registry: Registry, stack: AsyncExitStack, a
     reader = _balance_reader(settings, balances, authenticator, metrics)
     writes = WriteLimit(settings.write_timeout, metrics.event_written)
     # The catalogue is made of this process's own plugins, so its answers stay in the process.
-    catalogue = Catalogue(registry, status)
+    catalogue = Catalogue(registry, status, egress)
     openings, turns = _turns(settings, metrics)
     servicer = Servicer(RequestReader(registry), authenticator, catalogue, reader, streams, writes, turns)
     plugins = PluginServicer(PluginReport(registry, venues, settings.plugin_sandbox))
     accounts = _accounts(settings, registry, storage, road, stack)
-    managing = AccountServicer(accounts, authenticator, settings.outgoing_address or "")
+    managing = AccountServicer(accounts, authenticator, egress)
     # Before the first call: a service without the right keys must not be taken for one that works.
     key_watch = KeyWatch(storage.store)
     may_serve = await key_watch.first()
@@ -388,6 +392,11 @@ def _open_tracing(settings: Settings, stack: AsyncExitStack) -> Tracing | None:
         raise UnsafeSettings(
             f"traces=otlp needs {missing}, which is not installed: install exchange-service[traces]."
         ) from None
+    except ValueError:
+        # Not its text: one of them holds the receiver's key.
+        raise UnsafeSettings(
+            "traces=otlp: correct the environment variable OTEL_... that has no valid value."
+        ) from None
     stack.push_async_callback(asyncio.to_thread, tracing.stop)
     return tracing
 
@@ -397,13 +406,15 @@ def _open_watches(
     balances: Balances,
     venues: Venues,
     metrics: Metrics,
+    egress: Egress,
     stack: AsyncExitStack,
     tracing: Tracing | None,
 ) -> Watches | None:
     """What follows venues' pushes; None if the operator has switched that off."""
     if not settings.push:
         return None
-    watches = Watches(balances, venues, PushRoom(balances.cached, settings.replicas), metrics, tracing=tracing)
+    room = PushRoom(balances.cached, settings.replicas)
+    watches = Watches(balances, venues, room, metrics, egress=egress, tracing=tracing)
     metrics.watch_pushes(watches.counts)
     stack.push_async_callback(watches.close)
     return watches
@@ -483,8 +494,22 @@ def _balance_options(settings: Settings, hash_key: bytes, gate: GateOptions) -> 
     )
 
 
+def _open_egress(settings: Settings, registry: Registry, stack: AsyncExitStack) -> Egress:
+    """The ways out. Until the service ends, no log line shows a password of theirs."""
+    egress = open_egress(settings, registry)
+    held = LIVE.hold(way.proxy.password.reveal() for way in egress.ways.values() if way.proxy is not None)
+    stack.callback(held.release)
+    return egress
+
+
 def _gate_options(
-    settings: Settings, sealed: SealedRedis | None, status: VenueStatus, metrics: Metrics, *, accounts_apart: bool
+    settings: Settings,
+    sealed: SealedRedis | None,
+    status: VenueStatus,
+    metrics: Metrics,
+    egress: Egress,
+    *,
+    accounts_apart: bool,
 ) -> GateOptions:
     shared = None
     if sealed is not None:
@@ -500,6 +525,7 @@ def _gate_options(
         shared=shared,
         status=status,
         metrics=metrics,
+        egress=egress,
     )
 
 
@@ -510,17 +536,20 @@ def open_venues(
     http: VenueHttpPool,
     status: VenueStatus,
     replace_credential: ReplaceCredential,
+    egress: Egress | None = None,
 ) -> PluginClients:
     """The plugins' accounts, read in this process and in those of plugins. Raises UnsafeSettings for a setting that
-    names a plugin or an exchange that is not installed."""
+    names a plugin or an exchange that is not installed. `egress`: as `open_egress` gives it, if it is open already."""
     check_plugin_settings(settings, registry)
     overrides = venue_overrides(settings, registry)
+    egress = egress or open_egress(settings, registry)
     here = Sessions(
         open_credential,
         http,
         overrides=overrides,
         idle_timeout=settings.session_idle,
         replace_credential=replace_credential,
+        egress=egress,
     )
     hosts = ProcessSettings(
         venue_timeout=settings.venue_timeout,
@@ -531,7 +560,7 @@ def open_venues(
         start_at_once=settings.plugin_start == "at-once",
         sandbox=settings.plugin_sandbox,
         own_ports=own_ports(settings),
-        outgoing_address=settings.outgoing_address or "",
+        egress=egress,
         traces=settings.traces != "off",
     )
     return PluginClients(

@@ -11,6 +11,7 @@ from exchange_service.errors import FieldInvalid
 from exchange_service.model import ExchangeMetadata, RetiredExchange
 from exchange_service.recently_used import RecentlyUsed
 from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.egress import Egress
 from exchange_service.venues.registry import Listing, Registry
 from exchange_service.wire.catalogue import (
     catalogue_entry,
@@ -45,9 +46,10 @@ class Query:
 class Catalogue:
     """The merged catalogue as serialised replies, one for each query."""
 
-    def __init__(self, registry: Registry, status: VenueStatus | None = None) -> None:
+    def __init__(self, registry: Registry, status: VenueStatus | None = None, egress: Egress | None = None) -> None:
         self._registry = registry
         self._status = status or VenueStatus()
+        self._egress = egress or Egress()
         # All of one generation.
         self._replies: RecentlyUsed[Query, _Reply] = RecentlyUsed(_MAX_REPLIES)
         self._replies_generation = (-1, -1)
@@ -103,7 +105,7 @@ class Catalogue:
     def _entry(self, listing: Listing) -> _Entry:
         metadata, plugin = listing.metadata, listing.plugin.info
         trouble = self._status.plugin_troubles.get(plugin.name) or self._status.troubles.get(metadata.venue)
-        return _Entry(metadata, catalogue_entry(metadata, plugin, trouble))
+        return _Entry(metadata, catalogue_entry(metadata, plugin, trouble, self._egress.addresses(metadata.id)))
 
 
 @dataclass(frozen=True, slots=True)

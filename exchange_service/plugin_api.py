@@ -360,6 +360,9 @@ class VenueCall:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     # An address that the operator set in place of the venue's, for simulators and proxies.
     override: str = ""
+    # The address from which the venue sees this call, as a name to count by; empty: the service's usual one. Count what
+    # the venue counts by address for each of these.
+    way: str = ""
     # What this call has reported of the venue's limits.
     reports: VenueReports = field(default_factory=VenueReports, repr=False)
     # What stores new values of the credential; the host sets it.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -20,12 +19,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host
+from exchange_service.addresses import encoding_problem, is_loopback, is_loopback_host, spell_addresses
 from exchange_service.environment import ENVIRONMENT_PREFIX
 from exchange_service.observability.redaction import redact
 
-# More do not fit into an error's advice.
-_MOST_OUTGOING_ADDRESSES = 4
 CONFIG_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
 # The forms of `keyset_key` and `keyset_login`.
 MANAGERS_KEY = re.compile(
@@ -311,6 +308,13 @@ class Settings(BaseSettings):
         description="The IP address, or several with commas between them, from which this service calls the venues. It "
         "is named in the errors of users whose key does not allow it. Unset: only where the venue names it.",
     )
+    egress: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="The ways out by name (proxies, or addresses of this machine), and which venues use them, as JSON: "
+        '{"ways": {"frankfurt": {"proxy": "http://10.0.0.5:3128", "address": "203.0.113.7"}}, "venues": {"binance": '
+        '["frankfurt", "direct"]}}. Venues that are not named are asked directly. See outgoing addresses in '
+        "docs/operations.md.",
+    )
     exchange_plugins: dict[str, str] = Field(
         default_factory=dict,
         description="The distribution or plugin that serves an exchange id which two plugins claim, by exchange id, "
@@ -445,19 +449,7 @@ class Settings(BaseSettings):
     @classmethod
     def _validate_outgoing_address(cls, value: str | None) -> str | None:
         """Texts in errors, so nothing but addresses, in one form."""
-        if value is None:
-            return None
-        try:
-            networks = [ip_network(part.strip(), strict=False) for part in value.split(",")]
-        except ValueError:
-            raise ValueError("it should be an IP address, or several with commas between them") from None
-        if len(networks) > _MOST_OUTGOING_ADDRESSES:
-            raise ValueError(f"it should be at most {_MOST_OUTGOING_ADDRESSES} addresses")
-        single = (network.prefixlen == network.max_prefixlen for network in networks)
-        return ", ".join(
-            str(network.network_address) if alone else str(network)
-            for network, alone in zip(networks, single, strict=True)
-        )
+        return None if value is None else spell_addresses(value)
 
     @field_validator("plugin_interpreters")
     @classmethod

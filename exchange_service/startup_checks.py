@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -12,6 +15,7 @@ from exchange_service.cache import check_url as check_cache_url
 from exchange_service.credentials.engine import database_address
 from exchange_service.identity.methods import certificate_scopes
 from exchange_service.settings import Settings
+from exchange_service.venues.egress import Egress, EgressRefused, named_exchanges, read_egress
 from exchange_service.venues.loading import goes_by
 from exchange_service.venues.registry import Registry
 
@@ -172,6 +176,52 @@ def venue_overrides(settings: Settings, registry: Registry) -> dict[str, str]:
     return overrides
 
 
+def open_egress(settings: Settings, registry: Registry) -> Egress:
+    """The ways out, with the passwords that the environment holds. Raises UnsafeSettings for a setting `egress` that
+    cannot be used on this machine, or that names an exchange which no plugin serves."""
+    try:
+        egress = read_egress(settings.egress, os.environ, settings.outgoing_address or "")
+    except EgressRefused as refused:
+        raise UnsafeSettings(f"egress {refused}") from None
+    for part, name in named_exchanges(egress):
+        _check_exchange(part, name, registry)
+    for way in egress.ways.values():
+        if way.proxy is not None and way.proxy.kind == "socks5" and find_spec("python_socks") is None:
+            raise UnsafeSettings(
+                f"egress gives the way {way.name} a SOCKS proxy, which needs a package that is not installed: install "
+                "exchange-service[socks]."
+            )
+        if way.local_address and not _is_of_this_machine(way.local_address):
+            raise UnsafeSettings(
+                f"egress gives the way {way.name} the local_address {way.local_address}, which is not one of this "
+                "machine: add it to a network interface, or remove the way."
+            )
+    return egress
+
+
+def _check_exchange(part: str, name: str, registry: Registry) -> None:
+    exchange_id, dot, environment = name.partition(".")
+    listing = registry.listings.get(exchange_id)
+    if listing is None and _may_be_unlisted(exchange_id, registry):
+        return
+    environments = {item.name for item in listing.metadata.environments} if listing is not None else set()
+    if listing is None or (dot and (part == "venues" or environment not in environments)):
+        near = get_close_matches(exchange_id, registry.listings, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near and listing is None else ""
+        form = "an exchange's id" if part == "venues" else "an exchange's id, or id.environment"
+        raise UnsafeSettings(
+            f"egress names {name[:80]!r} in {part}, which no plugin serves.{meant} It should be {form}."
+        )
+
+
+def _is_of_this_machine(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return True
+    return False
+
+
 def _may_be_unlisted(exchange_id: str, registry: Registry) -> bool:
     """Whether an id that nobody serves may be one that a plugin would serve if nothing were wrong with it."""
     return bool(registry.not_loaded) or registry.has_unlisted(exchange_id)
@@ -252,12 +302,24 @@ def unused_settings(settings: Settings, registry: Registry) -> list[str]:
     for exchange_id in settings.polled_exchanges:
         if exchange_id not in registry.listings:
             sentences.append(f"polled_exchanges names {exchange_id!r}, which no plugin serves now.")
+    sentences += _unused_ways(settings, registry)
     loaded = {plugin.info.name for plugin in registry.plugins}
     for setting in ("plugin_processes", "plugin_process_counts", "plugin_memory"):
         for name in getattr(settings, setting):
             if name not in loaded and any(item.plugin.name == name for item in registry.not_loaded):
                 sentences.append(f"{setting} names {name!r}, which is not loaded.")
     return sentences + [_unused_plugin_settings(name, registry) for name in _unused_names(settings, registry)]
+
+
+def _unused_ways(settings: Settings, registry: Registry) -> Iterator[str]:
+    with suppress(EgressRefused):
+        egress = read_egress(settings.egress, os.environ)
+        for name in egress.unused():
+            yield f"egress has the way {name!r}, which no venue and no pinned account uses."
+        for part, name in named_exchanges(egress):
+            exchange_id = name.partition(".")[0]
+            if exchange_id not in registry.listings and _may_be_unlisted(exchange_id, registry):
+                yield f"egress names {name!r} in {part}, which no plugin serves now.{_not_loaded(registry)}"
 
 
 def _unused_names(settings: Settings, registry: Registry) -> Iterator[str]:

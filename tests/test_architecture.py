@@ -122,10 +122,11 @@ ALLOWED: dict[str, set[str]] = {
     "v1": set(),
     "venue_gate": {"cache", "clock", "errors", "model", "observability", "recently_used", "venues", "wire"},
     "venues": {
-        *{"credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit", "tasks", "wire"},
+        *{"addresses", "credentials", "errors", "model", "observability", "open_files", "plugin_api", "plugin_kit"},
+        *{"tasks", "wire"},
     },
     "web": {"addresses", "console", "grpc_server", "http_server", "open_files", "settings"},
-    "wire": {"amounts", "clock", "errors", "model", "v1"},
+    "wire": {"addresses", "amounts", "clock", "errors", "model", "v1"},
 }
 # Where each of the heavy libraries may be imported.
 HOMES = {

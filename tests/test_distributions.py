@@ -82,7 +82,7 @@ def needed(wanted: Iterable[str]) -> tuple[set[str], set[str]]:
 
 def foreign_names(packages: set[str]) -> set[str]:
     """The distributions of foreign packages. `google` is in two of them."""
-    names = {"google": "protobuf", "grpc": "grpcio", "yarl": "aiohttp"}
+    names = {"google": "protobuf", "grpc": "grpcio", "python_socks": "aiohttp-socks", "yarl": "aiohttp"}
     return {names.get(name, name) for name in packages}
 
 
@@ -112,8 +112,9 @@ def test_the_service_leaves_out_what_the_smaller_distributions_have() -> None:
 
 def test_the_smaller_distributions_depend_on_what_they_import_and_on_no_more() -> None:
     assert foreign_names(needed(FOR_CLIENTS)[1]) | {"googleapis-common-protos"} == required_by(CLIENT)
-    of_tests = {item.partition(">")[0] for item in read(PLUGIN)["project"]["optional-dependencies"]["testing"]}
-    foreign = foreign_names(needed(FOR_PLUGINS)[1]) - of_tests
+    extras = read(PLUGIN)["project"]["optional-dependencies"].values()
+    optional = {requirement.partition(">")[0] for extra in extras for requirement in extra}
+    foreign = foreign_names(needed(FOR_PLUGINS)[1]) - optional
     assert foreign | {"exchange-service-client"} == required_by(PLUGIN)
 
 

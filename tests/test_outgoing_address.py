@@ -13,6 +13,7 @@ from exchange_service.errors import AddressNotAllowed, CredentialRejected, Venue
 from exchange_service.model import Account, Balance, VenueAccount
 from exchange_service.plugin_host.client import PluginClients, ProcessSettings
 from exchange_service.settings import Settings
+from exchange_service.venues.egress import read_egress
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance, fetched_balance, read_fetched
@@ -52,7 +53,7 @@ async def fetch(result: FetchedBalance | VenueError, address: str) -> FetchedBal
     async def no_credential(_: CredentialReference) -> Any:
         raise AssertionError
 
-    settings = ProcessSettings(1.0, 1.0, {}, {}, {}, False, outgoing_address=address)
+    settings = ProcessSettings(1.0, 1.0, {}, {}, {}, False, egress=read_egress({}, {}, address))
     nothing: Any = Nothing()
     sessions: Any = FakeSessions(result)
     venues = PluginClients(nothing, sessions, no_credential, settings, lambda *_: None)

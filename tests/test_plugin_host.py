@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -43,6 +44,7 @@ from exchange_service.plugin_host.supervisor import ProcessState, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1 import exchange_service_pb2 as public
+from exchange_service.venues.egress import Way
 from exchange_service.venues.manifests import read_manifest, write_manifest
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.registry import Placement
@@ -473,6 +475,14 @@ class TestSurroundings:
             monkeypatch.setattr(ProcessConnection, "open", lambda _: there())
             with pytest.raises(StartFailed, match="Something other than its process answered"):
                 await PluginProcess.start(policy(), config(await guest_manifest()))
+
+    async def test_an_older_one_that_overlooks_the_ways_out_is_not_used(
+        self, guest: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("exchange_service.plugin_host.process.write_ways", lambda _: [])
+        given = replace(config(await guest_manifest()), ways=(Way(), Way("second", local_address="127.0.0.2")))
+        with pytest.raises(StartFailed, match="older than the setting egress"):
+            await PluginProcess.start(policy(), given)
 
 
 def policy(name: str = "guest", memory: int = 512, **changes: Any) -> ProcessPolicy:

@@ -260,6 +260,14 @@ def test_without_traces_a_quick_answer_has_no_further_step() -> None:
     assert wrapped.__qualname__.startswith("HandlerWrapper.wrap_quick.")
 
 
+def test_a_wrong_variable_of_opentelemetry_ends_the_start_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    with pytest.raises(UnsafeSettings, match="OTEL_"):
+        asyncio.run(start_service(settings_for(tmp_path, traces="otlp"), registry=registry_of(ScriptedPlugin())))
+
+
 def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(UnsafeSettings, match=r"install exchange-service\[traces\]"):

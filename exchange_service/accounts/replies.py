@@ -8,15 +8,20 @@ from exchange_service.accounts.service import Checked, Connected
 from exchange_service.accounts.stored import StoredAccount
 from exchange_service.accounts.v1 import account_service_pb2 as messages
 from exchange_service.model import ALL_ACCOUNT_TYPES, Account, KeyRights
+from exchange_service.venues.egress import DIRECT, Egress
 from exchange_service.wire.balances import fault_message
 from exchange_service.wire.protobuf import from_datetime, to_timestamp
 from exchange_service.wire.stored import store_balance
 
 
-def list_reply(user_id: str, accounts: Sequence[StoredAccount], outgoing_address: str) -> bytes:
+def list_reply(user_id: str, accounts: Sequence[StoredAccount], egress: Egress) -> bytes:
     """A serialised ListAccountsResponse."""
     entries = [_account_message(account) for account in accounts]
-    reply = messages.ListAccountsResponse(user_id=user_id, accounts=entries, outgoing_address=outgoing_address)
+    for entry, account in zip(entries, accounts, strict=True):
+        entry.outgoing_address = egress.of_account(account.account).address
+    reply = messages.ListAccountsResponse(
+        user_id=user_id, accounts=entries, outgoing_address=egress.ways[DIRECT].address
+    )
     return reply.SerializeToString()
 
 

@@ -26,6 +26,7 @@ from exchange_service.model import Account
 from exchange_service.observability.metrics import Metrics
 from exchange_service.observability.tracing import ActiveSpan, Tracing, Within, origin_span
 from exchange_service.tasks import TaskSet, retrieve_exception
+from exchange_service.venues.egress import Egress
 from exchange_service.venues.fetching import Target, Venues
 from exchange_service.venues.registry import Listing
 from exchange_service.venues.watching import Pushed
@@ -70,6 +71,7 @@ class Watches:
     room: PushRoom
     metrics: Metrics = field(default_factory=Metrics)
     now: Callable[[], float] = clock.wall
+    egress: Egress = field(default_factory=Egress)
     # None without traces.
     tracing: Tracing | None = None
     opened: set[AccountWatch] = field(default_factory=set)
@@ -137,6 +139,8 @@ class AccountWatch:
         self._told_at = float("-inf")
         self._failures = 0
         self._differences = 0
+        # The address from which the account is followed, as far as the venue counts by it.
+        self._counted_as = ""
         # The call for which the account is followed.
         self._opened_by = origin_span()
         self._task: asyncio.Task[None] | None = None
@@ -212,6 +216,7 @@ class AccountWatch:
         credential raises."""
         target = await self._watches.balances.target(self._account, self._listing)
         self._use(target.key)
+        self._counted_as = self._watches.egress.of_target(target).counted_as
         cached = self._watches.balances.cached
         with cached.push_changes(target.key) as changed:
             lease = await cached.push_lease(target.key, PUSH_LEASE)
@@ -255,7 +260,9 @@ class AccountWatch:
 
     @property
     def _venue(self) -> str:
-        return f"{self._listing.metadata.venue} {self._account.environment}"
+        """The venue as its limits count: for each of our addresses."""
+        name = f"{self._listing.metadata.venue} {self._account.environment}"
+        return f"{name} from {self._counted_as}" if self._counted_as else name
 
     async def _take_slot(self) -> PushSlot | None:
         return await self._watches.room.take(self._venue, self._listing.metadata.push.accounts)

@@ -24,7 +24,7 @@ _ALLOWED = {True: "yes", False: "no", None: "the venue does not say"}
 
 @with_settings(
     *("database_url", "keyset_file", "keyset_key", "keyset_login", "exchange_plugins", "venue_urls", "venue_timeout"),
-    "outgoing_address",
+    *("outgoing_address", "egress"),
 )
 def check(
     settings: Settings,

@@ -12,6 +12,7 @@ from pathlib import Path
 from exchange_service import clock
 from exchange_service.app import certificate_files
 from exchange_service.cache import open_cache
+from exchange_service.cli.doctor_ways import check_ways
 from exchange_service.cli.outcome import missing_text
 from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.configured import configured_hash_key, open_configured_store
@@ -37,6 +38,7 @@ from exchange_service.startup_checks import (
     UnsafeSettings,
     check_plugin_settings,
     check_settings,
+    open_egress,
     unencrypted_warnings,
     unused_settings,
     venue_overrides,
@@ -72,7 +74,7 @@ async def examine(settings: Settings) -> list[Finding]:
     findings = [*_check_settings(settings, registry), *_check_engine(settings), *_check_certificates(settings)]
     findings += _check_plugins(registry)
     findings += [*_check_sandbox(settings, registry), *await _check_running_service(settings, registry)]
-    findings += [*_check_open_files(), *await _check_cache(settings)]
+    findings += [*_check_open_files(), *await _check_cache(settings), *await _check_ways(settings, registry)]
     store = await open_configured_store(settings)
     try:
         file = store.missing_file()
@@ -94,6 +96,7 @@ def _check_settings(settings: Settings, registry: Registry) -> list[Finding]:
         check_settings(settings)
         venue_overrides(settings, registry)
         check_plugin_settings(settings, registry)
+        open_egress(settings, registry)
         findings += [Finding(Severity.WARNING, "settings", text) for text in unused_settings(settings, registry)]
         text = f"the service would listen on {settings.address}, {who_may_call(settings)}."
         findings.append(Finding(Severity.WELL, "settings", text))
@@ -182,6 +185,13 @@ def _check_sandbox(settings: Settings, registry: Registry) -> list[Finding]:
         text = f"{name} ({path}) lies in a folder of modules, which plugins' processes may read: move it elsewhere."
         findings.append(Finding(Severity.WARNING, subject, text))
     return findings
+
+
+async def _check_ways(settings: Settings, registry: Registry) -> list[Finding]:
+    checks = await check_ways(settings, registry)
+    return [
+        Finding(Severity.WELL if check.works else Severity.ERROR, f"way {check.name}", check.text) for check in checks
+    ]
 
 
 async def _check_running_service(settings: Settings, registry: Registry) -> list[Finding]:

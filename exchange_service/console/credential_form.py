@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from exchange_service.accounts.v1.account_service_pb2 import ConnectAccountRequest, StoredAccount
+from exchange_service.addresses import addresses_note
 from exchange_service.console.exchange_cards import safe_link
 from exchange_service.printable import printable
 from exchange_service.v1.exchange_pb2 import CredentialField, Environment, Exchange
@@ -128,8 +129,9 @@ def credential_form(
         instructions=tuple(text_parts(exchange.instructions)),
         credential_url=safe_link(exchange.credential_url),
         documentation_url=safe_link(exchange.documentation_url),
-        address_note=printable(exchange.ip_whitelist),
-        outgoing_address=printable(outgoing_address),
+        # The addresses stand below it.
+        address_note=printable(exchange.ip_whitelist.removesuffix(addresses_note(exchange.outgoing_addresses)).strip()),
+        outgoing_address=printable(", ".join(exchange.outgoing_addresses) or outgoing_address),
         uses_credential_of=printable(exchange.credential_of),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from exchange_service.accounts.replies import check_reply, connect_reply, list_reply
@@ -16,6 +16,7 @@ from exchange_service.grpc_server.requests import parse, required_text, text
 from exchange_service.identity import Caller
 from exchange_service.identity.authenticator import Authenticator
 from exchange_service.model import Secret
+from exchange_service.venues.egress import Egress
 
 _DESCRIPTOR = messages.DESCRIPTOR.services_by_name["AccountService"]
 SERVICE = _DESCRIPTOR.full_name
@@ -29,13 +30,13 @@ class AccountServicer:
 
     accounts: Accounts | None
     authenticator: Authenticator
-    outgoing_address: str = ""
+    egress: Egress = field(default_factory=Egress)
 
     async def list_accounts(self, data: bytes, context: Context) -> bytes:
         """ListAccounts."""
         accounts, caller = self._allowed(), current_caller()
         user_id = _listed_user(parse(messages.ListAccountsRequest, data), caller)
-        return list_reply(user_id, await accounts.list_stored(user_id, caller), self.outgoing_address)
+        return list_reply(user_id, await accounts.list_stored(user_id, caller), self.egress)
 
     async def connect_account(self, data: bytes, context: Context) -> bytes:
         """ConnectAccount."""

@@ -147,7 +147,7 @@ class OpenTelemetryTracing:
     ) -> OpenTelemetrySpan | None:
         """See Tracing."""
         links = (Link(link.span_context),) if isinstance(link, OpenTelemetrySpan) else ()
-        return self._begin(name, _no_parent(), SpanKind.INTERNAL, attributes, links, began_ago)
+        return self._begin(name, _NO_PARENT, SpanKind.INTERNAL, attributes, links, began_ago)
 
     def _begin(
         self,
@@ -164,8 +164,7 @@ class OpenTelemetryTracing:
         return OpenTelemetrySpan(self._tracer, span) if span.is_recording() else None
 
 
-def _no_parent() -> Context:
-    return trace.set_span_in_context(trace.INVALID_SPAN)
+_NO_PARENT = trace.set_span_in_context(trace.INVALID_SPAN)
 
 
 def _caller_context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
@@ -175,8 +174,7 @@ def _caller_context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
         for name, value in metadata
         if name in _CARRIERS and isinstance(value, str) and len(value) <= _LONGEST_CARRIED
     }
-    context = _no_parent()
-    return _PROPAGATOR.extract(carried, context) if "traceparent" in carried else context
+    return _PROPAGATOR.extract(carried, _NO_PARENT) if "traceparent" in carried else _NO_PARENT
 
 
 def _before(seconds: float) -> int:
@@ -184,10 +182,14 @@ def _before(seconds: float) -> int:
     return time.time_ns() - int(seconds * 1e9)
 
 
+# What others have written: a caller, or a plugin. All else are our own words.
+_OF_OTHERS = frozenset({"exchange_service.request_id", "url.path"})
+
+
 def _safe(attributes: Attributes | None) -> dict[str, str | int | float | bool]:
     """The attributes without the secrets of open accounts, which should not be in them anyway."""
     return {
-        name: redact_text(value, runs=False) if isinstance(value, str) else value
+        name: redact_text(str(value), runs=False) if name in _OF_OTHERS else value
         for name, value in (attributes or {}).items()
     }
 

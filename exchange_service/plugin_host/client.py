@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -34,11 +34,12 @@ from exchange_service.plugin_host.protocol import (
     write_error,
 )
 from exchange_service.plugin_host.remote_spans import rebuild_spans
-from exchange_service.plugin_host.sandbox import Mode, venue_ports
+from exchange_service.plugin_host.sandbox import Mode, ports_by, venue_ports
 from exchange_service.plugin_host.supervisor import ProcessStatus, Supervisor
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.tasks import TaskSet, beside_the_loop, without_origin
 from exchange_service.venues.answers import MAX_ROWS, shape_error
+from exchange_service.venues.egress import Egress, Way
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.loading import LoadedPlugin
 from exchange_service.venues.manifests import manifest_digest
@@ -77,8 +78,8 @@ class ProcessSettings:
     sandbox: Mode = "auto"
     # The service's own, which a manifest does not open.
     own_ports: frozenset[int] = frozenset()
-    # The service's address on the internet, for errors; empty if the operator has not set it.
-    outgoing_address: str = ""
+    # Which way out each account takes, and by which address venues see it, for errors.
+    egress: Egress = field(default_factory=Egress)
     # Whether calls may be traced.
     traces: bool = False
 
@@ -134,7 +135,8 @@ class PluginClients:
             settings = self._settings
             own = {metadata.id for metadata in plugin.manifest.exchanges}
             overrides = {name: url for name, url in settings.overrides.items() if name.partition(".")[0] in own}
-            ports = venue_ports(plugin.manifest, overrides, settings.own_ports)
+            ways = settings.egress.serving(own)
+            ports = ports_by(ways, venue_ports(plugin.manifest, overrides, settings.own_ports))
             times = (settings.venue_timeout, settings.session_idle)
             replacing = partial(self._answer_replacing, plugin)
             return ServeConfig(
@@ -146,6 +148,7 @@ class PluginClients:
                 loaded,
                 plugin.settings,
                 replacing,
+                ways,
                 settings.traces,
             )
 
@@ -174,6 +177,9 @@ class PluginClients:
             raise NotSupported("Nothing here stores credentials that rotate.")
         return await self._replace_credential(account, version, listing, changes)
 
+    def _way(self, target: Target) -> Way:
+        return self._settings.egress.of_target(target)
+
     def _notify(self, name: str) -> None:
         troubles = [supervisor.trouble for supervisor in self._processes[name] if supervisor.trouble]
         self._on_change(name, troubles[0] if troubles else "", len(troubles) < len(self._processes[name]))
@@ -187,7 +193,7 @@ class PluginClients:
 
     async def fetch(self, target: Target, deadline: float, priority: Priority) -> FetchedBalance:
         """See `Venues`."""
-        address = self._settings.outgoing_address
+        address = self._way(target).address
         with named_in_errors(address):
             return name_in_accounts(await self._fetch(target, deadline, priority), address)
 
@@ -206,7 +212,7 @@ class PluginClients:
 
     async def watch(self, target: Target) -> AsyncGenerator[Pushed, None]:
         """See `Venues`."""
-        plugin, address = target.listing.plugin, self._settings.outgoing_address
+        plugin, address = target.listing.plugin, self._way(target).address
         pushes = self._watch_process(target) if plugin.own_process else self._here.watch(target)
         async with aclosing(pushes):
             while True:
@@ -240,7 +246,7 @@ class PluginClients:
         supervisor = self._supervisor_of(name, reference.account)
         began = asyncio.get_running_loop().time()
         process = await supervisor.process(began + self._settings.venue_timeout)
-        call = write_call(reference, target.account.account_type, 0.0)
+        call = write_call(reference, target.account.account_type, 0.0, self._way(target).name)
         needed = True
         while needed:
             needed = False
@@ -257,7 +263,7 @@ class PluginClients:
 
     async def key_rights(self, target: Target, deadline: float) -> KeyRights:
         """See `Venues`."""
-        with named_in_errors(self._settings.outgoing_address):
+        with named_in_errors(self._way(target).address):
             return await self._key_rights(target, deadline)
 
     async def _key_rights(self, target: Target, deadline: float) -> KeyRights:
@@ -302,7 +308,8 @@ class PluginClients:
         supervisor = self._supervisor_of(name, reference.account)
         process = await supervisor.process(deadline)
         loop = asyncio.get_running_loop()
-        call = write_call(reference, target.account.account_type, max(0.0, deadline - loop.time()))
+        left, way = max(0.0, deadline - loop.time()), self._way(target)
+        call = write_call(reference, target.account.account_type, left, way.name)
         send = partial(call_process, supervisor, process, method, target.listing, deadline)
         reply = await send(request(call))
         if reply.WhichOneof("outcome") == "credential_needed":

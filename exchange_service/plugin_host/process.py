@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import subprocess
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,12 @@ from exchange_service.plugin_host.protocol import (
     PROTOCOL,
     process_proof,
     read_pushes,
+    write_ways,
 )
 from exchange_service.plugin_host.sandbox import Reach
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.printable import printable
+from exchange_service.venues.egress import DIRECT, Way
 from exchange_service.venues.manifests import write_manifest
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.venues.setting_values import SettingValues, write_values
@@ -79,6 +81,8 @@ class ServeConfig:
     settings: SettingValues = field(default_factory=dict, repr=False)
     # What answers the process's requests to replace a credential; None: it may send none.
     replacing: Replacing | None = None
+    # The ways out that accounts of its exchanges may take.
+    ways: Sequence[Way] = ()
     # Whether calls may be traced.
     traces: bool = False
 
@@ -93,6 +97,7 @@ class ServeConfig:
             plugin_version=self.plugin_version,
             manifest_digest=self.loaded_digest,
             settings=write_values(self.settings),
+            ways=write_ways(self.ways),
             traces=self.traces,
         )
 
@@ -181,6 +186,12 @@ class PluginProcess:
         # The installed code is newer or older than the code that runs here, and its words may mean something else.
         if reply.protocol_version != PROTOCOL:
             raise PluginChanged(self._other_version(reply.protocol_version))
+        if not reply.problem and reply.ways != sum(way.name != DIRECT for way in config.ways):
+            # It would ask venues directly.
+            raise StartFailed(
+                "The exchange-service-plugin of its environment is older than the setting egress: upgrade it there, or "
+                "take its exchanges out of egress."
+            )
         if reply.problem:
             failure = PluginChanged if reply.changed else StartFailed
             raise failure(printable(reply.problem[:_LONGEST_PROBLEM]))

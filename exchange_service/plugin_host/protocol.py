@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from exchange_service.credentials import CredentialReference
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, ServiceOverloaded, VenueError
@@ -14,6 +14,7 @@ from exchange_service.model import SECRET_FIELDS, Account, Credential, KeyRights
 from exchange_service.observability.tracing import RecordedSpan
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
+from exchange_service.venues.egress import DIRECT, Egress, Proxy, Way
 from exchange_service.venues.push_figures import PushFigures
 from exchange_service.wire.balances import fault_message, read_fault
 from exchange_service.wire.protobuf import from_datetime, to_datetime
@@ -43,8 +44,11 @@ def _proof(token: str, side: bytes) -> bytes:
     return hmac.new(token.encode(), side, hashlib.sha256).digest()
 
 
-def write_call(reference: CredentialReference, account_type: str, timeout: float) -> messages.VenueCall:
-    """The call without the credential: the account as the caller asked for it, and `timeout` in seconds."""
+def write_call(
+    reference: CredentialReference, account_type: str, timeout: float, way: str = DIRECT
+) -> messages.VenueCall:
+    """The call without the credential: the account as the caller asked for it, `timeout` in seconds, and the name of
+    the way out that it takes."""
     account = reference.account
     return messages.VenueCall(
         user_id=account.user_id,
@@ -54,6 +58,7 @@ def write_call(reference: CredentialReference, account_type: str, timeout: float
         credential_version=reference.version,
         timeout=timeout,
         credential_ancestors=reference.ancestors,
+        way="" if way == DIRECT else way,
     )
 
 
@@ -61,6 +66,37 @@ def read_reference(call: messages.VenueCall) -> CredentialReference:
     """The reference to the credential that the call needs."""
     account = Account(call.user_id, call.exchange_id, call.environment)
     return CredentialReference(account, account, call.credential_version, tuple(call.credential_ancestors))
+
+
+def write_ways(ways: Iterable[Way]) -> list[messages.Way]:
+    """The ways out as messages, but for the direct one, which every process has."""
+    return [
+        messages.Way(
+            name=way.name,
+            proxy_kind=way.proxy.kind if way.proxy else "",
+            proxy_host=way.proxy.host if way.proxy else "",
+            proxy_port=way.proxy.port if way.proxy else 0,
+            proxy_user=way.proxy.user if way.proxy else "",
+            proxy_password=way.proxy.password.reveal() if way.proxy else "",
+            local_address=way.local_address,
+            counted_as=way.counted_as,
+        )
+        for way in ways
+        if way.name != DIRECT
+    ]
+
+
+def read_ways(entries: Iterable[messages.Way]) -> Egress:
+    """What `write_ways` wrote. The service chooses for each call."""
+    return Egress({DIRECT: Way()} | {entry.name: _read_way(entry) for entry in entries})
+
+
+def _read_way(entry: messages.Way) -> Way:
+    proxy = None
+    if entry.proxy_kind:
+        password = Secret(entry.proxy_password)
+        proxy = Proxy(entry.proxy_kind, entry.proxy_host, entry.proxy_port, entry.proxy_user, password)
+    return Way(entry.name, proxy, entry.local_address, counted_as=entry.counted_as)
 
 
 def write_credential(credential: Credential) -> messages.Credential:

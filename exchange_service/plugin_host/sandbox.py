@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from exchange_service.model import Manifest
 from exchange_service.plugin_host.describe_environment import editable_projects, trusted_certificates
+from exchange_service.venues.egress import Way
 from exchange_service.venues.interpreters import Interpreter
 
 if TYPE_CHECKING:
@@ -167,6 +168,14 @@ def venue_ports(manifest: Manifest, overrides: Mapping[str, str], withheld: Coll
     named = (url for metadata in manifest.exchanges for place in metadata.environments for url in place.urls.values())
     ports = {port for port in map(_port, named) if port not in withheld}
     return frozenset({_DNS, _HTTPS, *ports, *map(_port, overrides.values())} - {0})
+
+
+def ports_by(ways: Collection[Way], ports: frozenset[int]) -> frozenset[int]:
+    """The ports that a process needs whose accounts take these ways. Where all lead through proxies, those of the
+    proxies alone: then no code of the plugin reaches a venue by another way."""
+    proxies = {way.proxy.port for way in ways if way.proxy is not None}
+    only_proxies = bool(ways) and all(way.proxy is not None for way in ways)
+    return frozenset({_DNS, *proxies}) if only_proxies else ports | proxies
 
 
 def _port(url: str) -> int:

@@ -23,6 +23,7 @@ from exchange_service.plugin_host.protocol import (
     read_credential,
     read_error,
     read_reference,
+    read_ways,
     write_error,
     write_pushes,
     write_replacement,
@@ -32,6 +33,7 @@ from exchange_service.plugin_host.protocol import (
 )
 from exchange_service.plugin_host.v1 import plugin_host_pb2 as messages
 from exchange_service.v1 import balance_pb2
+from exchange_service.venues.egress import DIRECT
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
 from exchange_service.venues.loading import LoadedPlugin
@@ -72,9 +74,10 @@ class _ServedPlugin:
 
     def serve(self, request: messages.ConfigureRequest) -> None:
         """Use the service's manifest and settings: the manifest says which exchanges may be asked for, and which hosts
-        may be reached."""
+        may be reached; the ways, by which proxies and addresses."""
         self.plugin.manifest = read_manifest(request.manifest)
         self.plugin.use_settings(read_values(self.plugin.manifest.settings, request.settings))
+        self.sessions.egress = read_ways(request.ways)
         self.listings = Registry([self.plugin]).listings
 
 
@@ -108,6 +111,7 @@ class PluginServer:
             proof=process_proof(self._token),
             process_id=os.getpid(),
             changed=changed,
+            ways=len(request.ways) if self._served is not None else 0,
         )
 
     def _open_plugin(self, request: messages.ConfigureRequest) -> _ServedPlugin:
@@ -303,4 +307,5 @@ def _target(
     call: messages.VenueCall, reference: CredentialReference, listing: Listing, reports: VenueReports
 ) -> Target:
     account = Account(call.user_id, call.exchange_id, call.environment, call.account_type)
-    return Target(account, listing, reference, reports=reports)
+    # Never empty: that would be for the service to choose.
+    return Target(account, listing, reference, way=call.way or DIRECT, reports=reports)

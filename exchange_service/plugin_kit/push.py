@@ -48,6 +48,10 @@ class Watching(Protocol):
     def plugin_state(self) -> State:
         """What all accounts of the plugin share."""
 
+    @property
+    def way(self) -> str:
+        """The address from which the venue sees the account, as a name to count by."""
+
 
 class _Venue:
     """What all connections to one exchange share, of whatever login: how many they are, and how soon one may begin."""
@@ -230,9 +234,9 @@ async def subscribed(
         return _Pool()
 
     host = urlsplit(language.url).netloc
-    venue = await call.plugin_state.get(f"push limits {exchange.id} {host}", make_venue)
+    venue = await call.plugin_state.get(f"push limits {exchange.id} {host} {call.way}", make_venue)
     holder = call.plugin_state if state is None else state
-    pool = await holder.get(f"push {exchange.id}", make_pool, close=_Pool.close)
+    pool = await holder.get(f"push {exchange.id} {call.way}".rstrip(), make_pool, close=_Pool.close)
     connections = pool.connections(language, venue)
     subscription = Subscription(topics)
     connections.users += 1

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"exchange_service/v1/exchange.proto\x12\x13\x65xchange_service.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x05\n\x08\x45xchange\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x61sset_class\x18\x03 \x01(\t\x12\x13\n\x0b\x61sset_types\x18\x04 \x01(\t\x12\x14\n\x0cmarket_hours\x18\x05 \x01(\t\x12\x0c\n\x04icon\x18\x06 \x01(\t\x12\x0c\n\x04logo\x18\x07 \x01(\t\x12\x13\n\x0b\x63olor_class\x18\x08 \x01(\t\x12\x0f\n\x07is_ccxt\x18\t \x01(\x08\x12\x11\n\tis_custom\x18\n \x01(\x08\x12\x1b\n\x13requires_passphrase\x18\x0b \x01(\x08\x12\x1b\n\x13requires_account_id\x18\x0c \x01(\x08\x12\x14\n\x0cinstructions\x18\r \x01(\t\x12\x14\n\x0cip_whitelist\x18\x0e \x01(\t\x12?\n\x11\x63redential_fields\x18\x0f \x03(\x0b\x32$.exchange_service.v1.CredentialField\x12\x15\n\raccount_types\x18\x10 \x03(\t\x12\x37\n\x0c\x63\x61pabilities\x18\x11 \x01(\x0b\x32!.exchange_service.v1.Capabilities\x12\x36\n\x0c\x65nvironments\x18\x12 \x03(\x0b\x32 .exchange_service.v1.Environment\x12\x19\n\x11\x64ocumentation_url\x18\x13 \x01(\t\x12\x16\n\x0e\x63redential_url\x18\x14 \x01(\t\x12\x11\n\tcountries\x18\x15 \x03(\t\x12\x15\n\rcredential_of\x18\x16 \x01(\t\x12+\n\x06plugin\x18\x17 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x33\n\x06status\x18\x18 \x01(\x0b\x32#.exchange_service.v1.ExchangeStatus\x12\x1d\n\x15\x64\x65\x66\x61ult_account_types\x18\x19 \x03(\t\"{\n\x0f\x43redentialField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x0e\n\x06secret\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x14\n\x0cprivate_keys\x18\x06 \x03(\t\"u\n\x0c\x43\x61pabilities\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x08\x12\x0c\n\x04push\x18\x02 \x01(\x08\x12\x0f\n\x07sandbox\x18\x03 \x01(\x08\x12\x18\n\x10several_accounts\x18\x04 \x01(\x08\x12\x1b\n\x13read_without_secret\x18\x05 \x01(\x08\",\n\x0b\x45nvironment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"=\n\x06Plugin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64istribution\x18\x03 \x01(\t\"\x89\x01\n\x0e\x45xchangeStatus\x12\x37\n\x0c\x61vailability\x18\x01 \x01(\x0e\x32!.exchange_service.v1.Availability\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nsince_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x81\x01\n\x0c\x41vailability\x12\x1c\n\x18\x41VAILABILITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41VAILABILITY_AVAILABLE\x10\x01\x12\x19\n\x15\x41VAILABILITY_DEGRADED\x10\x02\x12\x1c\n\x18\x41VAILABILITY_UNAVAILABLE\x10\x03\x42\\\n\x13\x65xchange_service.v1P\x01ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"exchange_service/v1/exchange.proto\x12\x13\x65xchange_service.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x05\n\x08\x45xchange\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x61sset_class\x18\x03 \x01(\t\x12\x13\n\x0b\x61sset_types\x18\x04 \x01(\t\x12\x14\n\x0cmarket_hours\x18\x05 \x01(\t\x12\x0c\n\x04icon\x18\x06 \x01(\t\x12\x0c\n\x04logo\x18\x07 \x01(\t\x12\x13\n\x0b\x63olor_class\x18\x08 \x01(\t\x12\x0f\n\x07is_ccxt\x18\t \x01(\x08\x12\x11\n\tis_custom\x18\n \x01(\x08\x12\x1b\n\x13requires_passphrase\x18\x0b \x01(\x08\x12\x1b\n\x13requires_account_id\x18\x0c \x01(\x08\x12\x14\n\x0cinstructions\x18\r \x01(\t\x12\x14\n\x0cip_whitelist\x18\x0e \x01(\t\x12?\n\x11\x63redential_fields\x18\x0f \x03(\x0b\x32$.exchange_service.v1.CredentialField\x12\x15\n\raccount_types\x18\x10 \x03(\t\x12\x37\n\x0c\x63\x61pabilities\x18\x11 \x01(\x0b\x32!.exchange_service.v1.Capabilities\x12\x36\n\x0c\x65nvironments\x18\x12 \x03(\x0b\x32 .exchange_service.v1.Environment\x12\x19\n\x11\x64ocumentation_url\x18\x13 \x01(\t\x12\x16\n\x0e\x63redential_url\x18\x14 \x01(\t\x12\x11\n\tcountries\x18\x15 \x03(\t\x12\x15\n\rcredential_of\x18\x16 \x01(\t\x12+\n\x06plugin\x18\x17 \x01(\x0b\x32\x1b.exchange_service.v1.Plugin\x12\x33\n\x06status\x18\x18 \x01(\x0b\x32#.exchange_service.v1.ExchangeStatus\x12\x1d\n\x15\x64\x65\x66\x61ult_account_types\x18\x19 \x03(\t\x12\x1a\n\x12outgoing_addresses\x18\x1a \x03(\t\"{\n\x0f\x43redentialField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x0e\n\x06secret\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x14\n\x0cprivate_keys\x18\x06 \x03(\t\"u\n\x0c\x43\x61pabilities\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x08\x12\x0c\n\x04push\x18\x02 \x01(\x08\x12\x0f\n\x07sandbox\x18\x03 \x01(\x08\x12\x18\n\x10several_accounts\x18\x04 \x01(\x08\x12\x1b\n\x13read_without_secret\x18\x05 \x01(\x08\",\n\x0b\x45nvironment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"=\n\x06Plugin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64istribution\x18\x03 \x01(\t\"\x89\x01\n\x0e\x45xchangeStatus\x12\x37\n\x0c\x61vailability\x18\x01 \x01(\x0e\x32!.exchange_service.v1.Availability\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nsince_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x81\x01\n\x0c\x41vailability\x12\x1c\n\x18\x41VAILABILITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41VAILABILITY_AVAILABLE\x10\x01\x12\x19\n\x15\x41VAILABILITY_DEGRADED\x10\x02\x12\x1c\n\x18\x41VAILABILITY_UNAVAILABLE\x10\x03\x42\\\n\x13\x65xchange_service.v1P\x01ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exchange_service.v1.exchang
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\023exchange_service.v1P\001ZCexchange-service/exchangeservice/gen/exchange_service/v1;exchangev1'
-  _globals['_AVAILABILITY']._serialized_start=1299
-  _globals['_AVAILABILITY']._serialized_end=1428
+  _globals['_AVAILABILITY']._serialized_start=1327
+  _globals['_AVAILABILITY']._serialized_end=1456
   _globals['_EXCHANGE']._serialized_start=93
-  _globals['_EXCHANGE']._serialized_end=803
-  _globals['_CREDENTIALFIELD']._serialized_start=805
-  _globals['_CREDENTIALFIELD']._serialized_end=928
-  _globals['_CAPABILITIES']._serialized_start=930
-  _globals['_CAPABILITIES']._serialized_end=1047
-  _globals['_ENVIRONMENT']._serialized_start=1049
-  _globals['_ENVIRONMENT']._serialized_end=1093
-  _globals['_PLUGIN']._serialized_start=1095
-  _globals['_PLUGIN']._serialized_end=1156
-  _globals['_EXCHANGESTATUS']._serialized_start=1159
-  _globals['_EXCHANGESTATUS']._serialized_end=1296
+  _globals['_EXCHANGE']._serialized_end=831
+  _globals['_CREDENTIALFIELD']._serialized_start=833
+  _globals['_CREDENTIALFIELD']._serialized_end=956
+  _globals['_CAPABILITIES']._serialized_start=958
+  _globals['_CAPABILITIES']._serialized_end=1075
+  _globals['_ENVIRONMENT']._serialized_start=1077
+  _globals['_ENVIRONMENT']._serialized_end=1121
+  _globals['_PLUGIN']._serialized_start=1123
+  _globals['_PLUGIN']._serialized_end=1184
+  _globals['_EXCHANGESTATUS']._serialized_start=1187
+  _globals['_EXCHANGESTATUS']._serialized_end=1324
 # @@protoc_insertion_point(module_scope)

@@ -79,6 +79,7 @@ class Exchange(google.protobuf.message.Message):
     PLUGIN_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     DEFAULT_ACCOUNT_TYPES_FIELD_NUMBER: builtins.int
+    OUTGOING_ADDRESSES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Identifier, unique in the catalogue, lower case, for example "oanda". It is the `exchange_id` of every request."""
     name: builtins.str
@@ -108,7 +109,9 @@ class Exchange(google.protobuf.message.Message):
     instructions: builtins.str
     """How and where a user makes a key at the venue, in one or two sentences."""
     ip_whitelist: builtins.str
-    """A note on allow-lists of network addresses at the venue. Empty: not known."""
+    """A note on allow-lists of network addresses at the venue, and the addresses from which this service asks it, as far
+    as they are known. Empty: nothing is known.
+    """
     documentation_url: builtins.str
     """The venue's documentation of its API. Empty: not known."""
     credential_url: builtins.str
@@ -151,6 +154,13 @@ class Exchange(google.protobuf.message.Message):
     def default_account_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Which of `account_types` are read if a request does not name one: what the venue's users would call their balance."""
 
+    @property
+    def outgoing_addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The network addresses from which this service asks the venue, to put on the address list of a key: all of them, if
+        there are several, because an account may be moved. Each is an IP address, or a network such as 198.51.100.0/28.
+        Empty: not known.
+        """
+
     def __init__(
         self,
         *,
@@ -179,9 +189,10 @@ class Exchange(google.protobuf.message.Message):
         plugin: Global___Plugin | None = ...,
         status: Global___ExchangeStatus | None = ...,
         default_account_types: collections.abc.Iterable[builtins.str] | None = ...,
+        outgoing_addresses: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "plugin", b"plugin", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_types", b"account_types", "asset_class", b"asset_class", "asset_types", b"asset_types", "capabilities", b"capabilities", "color_class", b"color_class", "countries", b"countries", "credential_fields", b"credential_fields", "credential_of", b"credential_of", "credential_url", b"credential_url", "default_account_types", b"default_account_types", "documentation_url", b"documentation_url", "environments", b"environments", "icon", b"icon", "id", b"id", "instructions", b"instructions", "ip_whitelist", b"ip_whitelist", "is_ccxt", b"is_ccxt", "is_custom", b"is_custom", "logo", b"logo", "market_hours", b"market_hours", "name", b"name", "plugin", b"plugin", "requires_account_id", b"requires_account_id", "requires_passphrase", b"requires_passphrase", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_types", b"account_types", "asset_class", b"asset_class", "asset_types", b"asset_types", "capabilities", b"capabilities", "color_class", b"color_class", "countries", b"countries", "credential_fields", b"credential_fields", "credential_of", b"credential_of", "credential_url", b"credential_url", "default_account_types", b"default_account_types", "documentation_url", b"documentation_url", "environments", b"environments", "icon", b"icon", "id", b"id", "instructions", b"instructions", "ip_whitelist", b"ip_whitelist", "is_ccxt", b"is_ccxt", "is_custom", b"is_custom", "logo", b"logo", "market_hours", b"market_hours", "name", b"name", "outgoing_addresses", b"outgoing_addresses", "plugin", b"plugin", "requires_account_id", b"requires_account_id", "requires_passphrase", b"requires_passphrase", "status", b"status"]) -> None: ...
 
 Global___Exchange: typing_extensions.TypeAlias = Exchange
 

@@ -30,6 +30,7 @@ from exchange_service.venue_gate.outcomes import Asked, Outcomes, Venue
 from exchange_service.venue_gate.rate_limits import RateLimiter, RateLimiters, SharedRateLimits
 from exchange_service.venue_gate.retries import ATTEMPTS, backoff, worth_repeating
 from exchange_service.venue_gate.status import VenueStatus
+from exchange_service.venues.egress import DIRECT, Egress
 from exchange_service.venues.fetching import Fetcher, Target
 from exchange_service.venues.priority import Priority
 from exchange_service.wire.balances import FetchedBalance
@@ -64,7 +65,8 @@ class GateOptions:
     `replicas` share a venue's limits, each keeping to its part while Redis does not answer. A venue is asked at most
     `attempts` times for one balance; `of_venue` and `of_plugin` are the most fetches in flight. With `accounts_apart`
     each account counts as a venue of its own: a demo's venues show each user another trouble. `shared` is None if there
-    is one process only; `now` is in seconds since the epoch.
+    is one process only; `now` is in seconds since the epoch. By `egress` a venue is another one for each way out: a
+    proxy that fails takes it from nobody else, and each address has its own limits.
     """
 
     replicas: int = 1
@@ -76,6 +78,7 @@ class GateOptions:
     status: VenueStatus = field(default_factory=VenueStatus)
     metrics: Metrics = field(default_factory=Metrics)
     now: Callable[[], float] = clock.wall
+    egress: Egress = field(default_factory=Egress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +279,15 @@ class Gated:
         name = f"{metadata.venue} {target.account.environment}"
         if self._options.accounts_apart:
             name = f"{name} {version}"
+        egress = self._options.egress
+        way = egress.of_target(target)
+        # What counts by address: of several ways with one address together.
+        at_address = f"{name} from {way.counted_as}" if way.counted_as else name
         # An account is known by its user: a user who changes the credential is no other account.
-        keys = GateKeys(name, f"{name} {version}", target.user_key or target.account.user_id)
-        venue, own = self._outcomes.venue(name), self._outcomes.own.get(keys.credential)
+        keys = GateKeys(at_address, f"{name} {version}", target.user_key or target.account.user_id)
+        by_way = name if way.name == DIRECT else f"{name} by {way.name}"
+        shown = way.name if len(egress.of_venue(metadata.id)) > 1 else ""
+        venue, own = self._outcomes.venue(by_way, shown), self._outcomes.own.get(keys.credential)
         account_type = target.account.account_type
         limiters = [
             (self._limiters.get(keys[limit.scope == "key"], limit), limit.cost_of(account_type))

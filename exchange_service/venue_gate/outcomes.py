@@ -24,11 +24,17 @@ _MOST_ACCOUNTS = 20_000
 
 @dataclass(slots=True)
 class Venue:
-    """What is known of a venue's environment, such as "oanda production"."""
+    """What is known of a venue's environment, such as "oanda production", as it is seen by one way out. `way` is the
+    name of that way if the venue has several."""
 
     name: str
     breaker: CircuitBreaker
     retries: RetryBudget
+    way: str = ""
+
+    def environment(self, name: str) -> str:
+        """The name of the environment for those who look at the venue from outside."""
+        return f"{name} by {self.way}" if self.way else name
 
 
 @dataclass(slots=True)
@@ -55,11 +61,11 @@ class Outcomes:
         self.own: LRUCache[str, CircuitBreaker] = LRUCache(_MOST_ACCOUNTS)
         self._status, self._metrics, self._now = status, metrics, now
 
-    def venue(self, name: str) -> Venue:
-        """What is known of the venue of this name."""
+    def venue(self, name: str, way: str = "") -> Venue:
+        """What is known of the venue of this name; `way` as in `Venue`."""
         venue = self.venues.get(name)
         if venue is None:
-            self.venues[name] = venue = Venue(name, CircuitBreaker(_loop_time), RetryBudget(_loop_time))
+            self.venues[name] = venue = Venue(name, CircuitBreaker(_loop_time), RetryBudget(_loop_time), way)
         return venue
 
     @staticmethod
@@ -83,12 +89,13 @@ class Outcomes:
         self._show(asked, venue, keys.account, target)
         state = venue.breaker.state
         if asked.entry.probe or state is not asked.before:
-            self._metrics.breaker(target.listing.metadata.venue, target.account.environment, state.value)
+            environment = venue.environment(target.account.environment)
+            self._metrics.breaker(target.listing.metadata.venue, environment, state.value)
 
     def _show(self, asked: Asked, venue: Venue, account: str, target: Target) -> None:
         """Let the catalogue say how the venue is."""
         status, now = self._status, self._now()
-        name, environment = target.listing.metadata.venue, target.account.environment
+        name, environment = target.listing.metadata.venue, venue.environment(target.account.environment)
         if asked.answered:
             if venue.breaker.state is BreakerState.CLOSED:
                 began = now - (_loop_time() - asked.entry.began)

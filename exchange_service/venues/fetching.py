@@ -36,6 +36,8 @@ class Target:
     newer_than: float = 0.0
     not_before: float = 0.0
     known_version: int = 0
+    # In a plugin's process: the name of the way out that the service has chosen. Elsewhere empty.
+    way: str = ""
     # What the plugin reports of the venue's limits while the fetch is made, for the gate.
     reports: VenueReports = field(default_factory=VenueReports, compare=False)
 

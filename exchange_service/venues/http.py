@@ -9,6 +9,7 @@ address inside our own network, and endless waiting.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -28,6 +29,7 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from exchange_service.addresses import is_private_host
 from exchange_service.errors import (
     AccountUnknown,
     CredentialRejected,
@@ -47,6 +49,7 @@ from exchange_service.plugin_kit.gateways import gateway_error
 from exchange_service.plugin_kit.payload import count_marks, parse_json, retry_after
 from exchange_service.tasks import beside_the_loop
 from exchange_service.venues.answer_times import noting_answers
+from exchange_service.venues.egress import Way
 from exchange_service.venues.files_left import raise_if_none_left
 from exchange_service.venues.request_spans import request_traces, traced_response
 from exchange_service.venues.sockets import (
@@ -57,6 +60,7 @@ from exchange_service.venues.sockets import (
     read_lines,
 )
 from exchange_service.venues.tap import HttpTap
+from exchange_service.venues.tunnels import ADVICE, open_tunnel
 
 CONNECT_TIMEOUT = 3.0
 # Bytes of an answer for each value in it (see `count_marks`), at least; the densest honest answers have nine.
@@ -266,6 +270,8 @@ def _bound_request(reach: _Reach) -> type[aiohttp.ClientRequest]:
     class BoundRequest(aiohttp.ClientRequest):
         def __init__(self, method: str, url: URL, **options: Any) -> None:
             reach.check(url)
+            if options.get("proxy") is not None:
+                raise PluginFailed(f"The plugin for {reach.venue} chose a proxy: the operator does, by egress.")
             super().__init__(method, url, **options)
 
     return BoundRequest
@@ -305,6 +311,54 @@ class _NotPublic(OSError):
     """A host resolved to an address to which no request is sent."""
 
 
+class _Tunnels(_Connector):
+    """Makes them through a proxy. All that the session opens goes that way, WebSockets too."""
+
+    def __init__(self, way: Way, venue: str, *, by_operator: bool) -> None:
+        super().__init__(limit=0, resolver=_NamesAsTheyAre())
+        self._way = way
+        self._venue = venue
+        self._by_operator = by_operator
+
+    async def _wrap_create_connection(
+        self,
+        *arguments: Any,
+        addr_infos: list[aiohttp.AddrInfoType],
+        req: aiohttp.ClientRequest,
+        timeout: aiohttp.ClientTimeout,
+        **options: Any,
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        host, port = req.url.raw_host or "", req.port or 0
+        if not self._by_operator and not _may_be_public(host):
+            raise aiohttp.ClientConnectorError(req.connection_key, _NotPublic())
+        tunnel = await open_tunnel(self._way, self._venue, host, port, timeout.sock_connect or CONNECT_TIMEOUT)
+        try:
+            return await self._wrap_existing_connection(*arguments, req=req, timeout=timeout, sock=tunnel, **options)
+        except BaseException:
+            tunnel.close()
+            raise
+
+
+class _NamesAsTheyAre(AbstractResolver):
+    """Gives names as they are: a proxy looks them up."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host=host, port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        return None
+
+
+def _may_be_public(host: str) -> bool:
+    """Whether a host that a proxy is to look up may be one of the public internet, by its name alone."""
+    try:
+        return is_public(host)
+    except ValueError:
+        return not is_private_host(host)
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not of this machine, of a private network, of a cloud's
     metadata, or of a group, and not an IPv6 spelling of such an IPv4 address."""
@@ -320,7 +374,10 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _CLOUDS)
 
 
-def _public_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+_SocketFactory = Callable[[aiohttp.AddrInfoType], socket.socket]
+
+
+def _public_sockets(venue: str) -> _SocketFactory:
     """Makes sockets for public addresses only. It sees the very address that is connected to next. So it also catches a
     name that resolves differently a moment later, and an address in the place of a name."""
 
@@ -336,6 +393,48 @@ def _public_sockets(venue: str) -> Callable[[aiohttp.AddrInfoType], socket.socke
         return _open_socket(where)
 
     return open_socket
+
+
+def _sockets_of(way: Way, venue: str, inner: _SocketFactory) -> _SocketFactory:
+    """Makes sockets as `inner` does, which begin at the way's local address if it has one."""
+    if not way.local_address:
+        return inner
+
+    def open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
+        opened = inner(where)
+        try:
+            opened.bind((way.local_address, 0))
+        except OSError as error:
+            opened.close()
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            raise VenueUnavailable(
+                f"{venue} cannot be reached: the address of the way {way.name} is not one of this machine.",
+                advice=ADVICE,
+            ) from None
+        return opened
+
+    return open_socket
+
+
+def _family_of(way: Way) -> socket.AddressFamily:
+    """The kind of addresses that the way reaches: those of the kind of its local address."""
+    if not way.local_address:
+        return socket.AF_UNSPEC
+    return socket.AF_INET6 if ":" in way.local_address else socket.AF_INET
+
+
+def _connector(way: Way, venue: str, resolver: AbstractResolver | None, *, by_operator: bool) -> _Connector:
+    """What the session connects by."""
+    if way.proxy is not None:
+        return _Tunnels(way, venue, by_operator=by_operator)
+    return _Connector(
+        # What stays open for a venue's pushes must not take the places of requests: those have slots.
+        limit=0,
+        family=_family_of(way),
+        resolver=_Resolver(resolver or aiohttp.ThreadedResolver()),
+        socket_factory=_sockets_of(way, venue, _open_socket if by_operator else _public_sockets(venue)),
+    )
 
 
 def _open_socket(where: aiohttp.AddrInfoType) -> socket.socket:
@@ -579,6 +678,7 @@ def open_http(
     public: bool,
     resolver: AbstractResolver | None,
     tap: HttpTap | None = None,
+    way: Way,
     traced: bool = False,
 ) -> VenueHttp:
     """A new session that reaches the hosts of these `urls` and no others; see `VenueHttpPool.http`."""
@@ -591,12 +691,7 @@ def open_http(
     if traced:
         responses, traces = traced_response(responses), request_traces()
     session = aiohttp.ClientSession(
-        connector=_Connector(
-            # What stays open for a venue's pushes must not take the places of requests: those have slots.
-            limit=0,
-            resolver=_Resolver(resolver or aiohttp.ThreadedResolver()),
-            socket_factory=_open_socket if by_operator else _public_sockets(exchange.name),
-        ),
+        connector=_connector(way, exchange.name, resolver, by_operator=by_operator),
         request_class=_bound_request(reach),
         response_class=responses,
         ws_response_class=socket_class if tap is None else tap.socket_class(socket_class),

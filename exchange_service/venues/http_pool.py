@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from exchange_service.model import Environment, ExchangeMetadata
 from exchange_service.tasks import beside_the_loop
+from exchange_service.venues.egress import Way
 from exchange_service.venues.files_left import raise_if_none_left
 from exchange_service.venues.push_figures import PushFigures
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from exchange_service.venues.sockets import OpenPushes
     from exchange_service.venues.tap import HttpTap
 
+_DIRECT = Way()
+
 
 class VenueHttpPool:
-    """One guarded session for each exchange and environment, made when first asked for."""
+    """One guarded session for each exchange, environment and way out, made when first asked for."""
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class VenueHttpPool:
         self._tap = tap
         # None: the system's.
         self._resolver = resolver
-        self._sessions: dict[tuple[str, str, bool], VenueHttp] = {}
+        self._sessions: dict[tuple[str, str, bool, str], VenueHttp] = {}
         # By the exchange's id.
         self._pushes: dict[str, OpenPushes] = {}
         self._loaded = False
@@ -59,19 +62,27 @@ class VenueHttpPool:
             raise
 
     def http(
-        self, exchange: ExchangeMetadata, environment: Environment, override: str = "", *, public: bool = False
+        self,
+        exchange: ExchangeMetadata,
+        environment: Environment,
+        override: str = "",
+        *,
+        public: bool = False,
+        way: Way = _DIRECT,
     ) -> VenueHttp:
         """The session that reaches the environment's hosts, or only the operator's `override` if it is set.
 
         The operator's host may be inside our own network, a manifest's may not. `public`: for market data, with the
-        larger size limit.
+        larger size limit. Its connections leave by `way`.
         """
-        key = (exchange.id, environment.name, public)
+        key = (exchange.id, environment.name, public, way.name)
         if key not in self._sessions:
-            self._sessions[key] = self._open(exchange, environment, override, public=public)
+            self._sessions[key] = self._open(exchange, environment, override, public=public, way=way)
         return self._sessions[key]
 
-    def _open(self, exchange: ExchangeMetadata, environment: Environment, override: str, *, public: bool) -> VenueHttp:
+    def _open(
+        self, exchange: ExchangeMetadata, environment: Environment, override: str, *, public: bool, way: Way
+    ) -> VenueHttp:
         from exchange_service.venues.http import open_http
         from exchange_service.venues.sockets import OpenPushes
 
@@ -84,6 +95,7 @@ class VenueHttpPool:
             public=public,
             resolver=self._resolver,
             tap=self._tap,
+            way=way,
             traced=self._traced,
         )
 

@@ -51,6 +51,7 @@ from exchange_service.venues.answers import (
     with_problem,
 )
 from exchange_service.venues.blocking import BLOCKS, WATCH, Step
+from exchange_service.venues.egress import Egress
 from exchange_service.venues.failures import known_problem
 from exchange_service.venues.fetching import Target
 from exchange_service.venues.http_pool import VenueHttpPool
@@ -161,7 +162,9 @@ class Sessions:
         overrides: Mapping[str, str] | None = None,
         idle_timeout: float = 300.0,
         replace_credential: ReplaceCredential | None = None,
+        egress: Egress | None = None,
     ) -> None:
+        self.egress = egress or Egress()
         self._open_credential = open_credential
         self._replace_credential = replace_credential
         self._http = http
@@ -391,19 +394,22 @@ class Sessions:
             session.shared = self._key_states.take(name, metadata, environment.name, credential)
             session.shared_by = credential
         self._follow_key(session, target.listing, credential)
+        way = self.egress.of_target(target)
+        http = partial(self._http.http, metadata, environment, override, way=way)
         return VenueCall(
             exchange=metadata,
             account=account,
             environment=environment,
             credential=credential,
-            http=self._http.http(metadata, environment, override).for_call(until),
-            public_http=self._http.http(metadata, environment, override, public=True).for_call(until),
+            http=http().for_call(until),
+            public_http=http(public=True).for_call(until),
             deadline=deadline,
             plugin_state=target.listing.plugin.state,
             account_state=session.state,
             key_state=session.shared.state,
             settings=target.listing.plugin.settings,
             override=override,
+            way=way.counted_as,
             reports=target.reports,
             replacing=partial(self._replace, session, known, target.listing),
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, time
 
+from exchange_service.addresses import addresses_note
 from exchange_service.model import ExchangeMetadata, PluginInfo, RetiredExchange, Trouble
 from exchange_service.v1 import exchange_pb2, exchange_service_pb2
 from exchange_service.wire.protobuf import encode_field, from_datetime, to_timestamp
@@ -24,7 +25,6 @@ _PLAIN_LISTING_FIELDS = (
     "requires_passphrase",
     "requires_account_id",
     "instructions",
-    "ip_whitelist",
     "account_types",
     "documentation_url",
     "credential_url",
@@ -33,10 +33,19 @@ _PLAIN_LISTING_FIELDS = (
 )
 
 
-def catalogue_entry(metadata: ExchangeMetadata, plugin: PluginInfo, trouble: Trouble | None = None) -> bytes:
-    """A serialised Exchange. Its status says why the listing cannot be served, or what `trouble` it has."""
+def catalogue_entry(
+    metadata: ExchangeMetadata,
+    plugin: PluginInfo,
+    trouble: Trouble | None = None,
+    outgoing_addresses: Sequence[str] = (),
+) -> bytes:
+    """A serialised Exchange. Its status says why the listing cannot be served, or what `trouble` it has;
+    `outgoing_addresses` are those from which the service asks the venue."""
+    note = f"{metadata.ip_whitelist} {addresses_note(outgoing_addresses)}".strip()
     return exchange_pb2.Exchange(
         **{name: getattr(metadata, name) for name in _PLAIN_LISTING_FIELDS},
+        ip_whitelist=note,
+        outgoing_addresses=outgoing_addresses,
         default_account_types=metadata.default_account_types or metadata.account_types,
         is_custom=not metadata.is_ccxt,
         plugin=plugin_message(plugin),

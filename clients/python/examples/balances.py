@@ -1,4 +1,4 @@
-"""Prints every account of a user once, each with its balance or the reason why there is none."""
+"""Prints every account of a user once, each with its balance or its error."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""Prints every account of a user once, each with its balance or the reason why there is none. Without asyncio."""
+"""Prints every account of a user once, each with its balance or its error. Without asyncio."""
 
 import argparse
 import os

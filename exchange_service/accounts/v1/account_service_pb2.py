@@ -26,7 +26,7 @@ from exchange_service.v1 import balance_pb2 as exchange__service_dot_v1_dot_bala
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2exchange_service/accounts/v1/account_service.proto\x12\x1c\x65xchange_service.accounts.v1\x1a!exchange_service/v1/balance.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"&\n\x13ListAccountsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x80\x01\n\x14ListAccountsResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12=\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32+.exchange_service.accounts.v1.StoredAccount\x12\x18\n\x10outgoing_address\x18\x03 \x01(\t\"\x92\x02\n\rStoredAccount\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12/\n\x0bstored_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_fetch_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12/\n\x08\x64\x65livery\x18\x06 \x01(\x0b\x32\x1d.exchange_service.v1.Delivery\x12\x0e\n\x06sealed\x18\x07 \x01(\x08\"\xe6\x01\n\x15\x43onnectAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12O\n\x06\x66ields\x18\x04 \x03(\x0b\x32?.exchange_service.accounts.v1.ConnectAccountRequest.FieldsEntry\x12\x12\n\nskip_check\x18\x05 \x01(\x08\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa3\x01\n\x16\x43onnectAccountResponse\x12<\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32+.exchange_service.accounts.v1.StoredAccount\x12\x39\n\x05\x63heck\x18\x02 \x01(\x0b\x32*.exchange_service.accounts.v1.AccountCheck\x12\x10\n\x08replaced\x18\x03 \x01(\x08\"P\n\x13\x43heckAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"Q\n\x14\x43heckAccountResponse\x12\x39\n\x05\x63heck\x18\x01 \x01(\x0b\x32*.exchange_service.accounts.v1.AccountCheck\"\x88\x01\n\x0c\x41\x63\x63ountCheck\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x37\n\x06rights\x18\x02 \x01(\x0b\x32\'.exchange_service.accounts.v1.KeyRights\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x8d\x01\n\tKeyRights\x12\x12\n\x05trade\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08withdraw\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05notes\x18\x04 \x03(\tB\x08\n\x06_tradeB\x0b\n\t_withdraw\"Q\n\x14RemoveAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"\x17\n\x15RemoveAccountResponse2\xf5\x03\n\x0e\x41\x63\x63ountService\x12u\n\x0cListAccounts\x12\x31.exchange_service.accounts.v1.ListAccountsRequest\x1a\x32.exchange_service.accounts.v1.ListAccountsResponse\x12{\n\x0e\x43onnectAccount\x12\x33.exchange_service.accounts.v1.ConnectAccountRequest\x1a\x34.exchange_service.accounts.v1.ConnectAccountResponse\x12u\n\x0c\x43heckAccount\x12\x31.exchange_service.accounts.v1.CheckAccountRequest\x1a\x32.exchange_service.accounts.v1.CheckAccountResponse\x12x\n\rRemoveAccount\x12\x32.exchange_service.accounts.v1.RemoveAccountRequest\x1a\x33.exchange_service.accounts.v1.RemoveAccountResponseBn\n\x1c\x65xchange_service.accounts.v1P\x01ZLexchange-service/exchangeservice/gen/exchange_service/accounts/v1;accountsv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2exchange_service/accounts/v1/account_service.proto\x12\x1c\x65xchange_service.accounts.v1\x1a!exchange_service/v1/balance.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"&\n\x13ListAccountsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x80\x01\n\x14ListAccountsResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12=\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32+.exchange_service.accounts.v1.StoredAccount\x12\x18\n\x10outgoing_address\x18\x03 \x01(\t\"\xac\x02\n\rStoredAccount\x12\x13\n\x0b\x65xchange_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12/\n\x0bstored_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_fetch_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.exchange_service.v1.AccountFault\x12/\n\x08\x64\x65livery\x18\x06 \x01(\x0b\x32\x1d.exchange_service.v1.Delivery\x12\x0e\n\x06sealed\x18\x07 \x01(\x08\x12\x18\n\x10outgoing_address\x18\x08 \x01(\t\"\xe6\x01\n\x15\x43onnectAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12O\n\x06\x66ields\x18\x04 \x03(\x0b\x32?.exchange_service.accounts.v1.ConnectAccountRequest.FieldsEntry\x12\x12\n\nskip_check\x18\x05 \x01(\x08\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa3\x01\n\x16\x43onnectAccountResponse\x12<\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32+.exchange_service.accounts.v1.StoredAccount\x12\x39\n\x05\x63heck\x18\x02 \x01(\x0b\x32*.exchange_service.accounts.v1.AccountCheck\x12\x10\n\x08replaced\x18\x03 \x01(\x08\"P\n\x13\x43heckAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"Q\n\x14\x43heckAccountResponse\x12\x39\n\x05\x63heck\x18\x01 \x01(\x0b\x32*.exchange_service.accounts.v1.AccountCheck\"\x88\x01\n\x0c\x41\x63\x63ountCheck\x12-\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1c.exchange_service.v1.Balance\x12\x37\n\x06rights\x18\x02 \x01(\x0b\x32\'.exchange_service.accounts.v1.KeyRights\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x8d\x01\n\tKeyRights\x12\x12\n\x05trade\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08withdraw\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05notes\x18\x04 \x03(\tB\x08\n\x06_tradeB\x0b\n\t_withdraw\"Q\n\x14RemoveAccountRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xchange_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\"\x17\n\x15RemoveAccountResponse2\xf5\x03\n\x0e\x41\x63\x63ountService\x12u\n\x0cListAccounts\x12\x31.exchange_service.accounts.v1.ListAccountsRequest\x1a\x32.exchange_service.accounts.v1.ListAccountsResponse\x12{\n\x0e\x43onnectAccount\x12\x33.exchange_service.accounts.v1.ConnectAccountRequest\x1a\x34.exchange_service.accounts.v1.ConnectAccountResponse\x12u\n\x0c\x43heckAccount\x12\x31.exchange_service.accounts.v1.CheckAccountRequest\x1a\x32.exchange_service.accounts.v1.CheckAccountResponse\x12x\n\rRemoveAccount\x12\x32.exchange_service.accounts.v1.RemoveAccountRequest\x1a\x33.exchange_service.accounts.v1.RemoveAccountResponseBn\n\x1c\x65xchange_service.accounts.v1P\x01ZLexchange-service/exchangeservice/gen/exchange_service/accounts/v1;accountsv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,25 +41,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTACCOUNTSRESPONSE']._serialized_start=193
   _globals['_LISTACCOUNTSRESPONSE']._serialized_end=321
   _globals['_STOREDACCOUNT']._serialized_start=324
-  _globals['_STOREDACCOUNT']._serialized_end=598
-  _globals['_CONNECTACCOUNTREQUEST']._serialized_start=601
-  _globals['_CONNECTACCOUNTREQUEST']._serialized_end=831
-  _globals['_CONNECTACCOUNTREQUEST_FIELDSENTRY']._serialized_start=786
-  _globals['_CONNECTACCOUNTREQUEST_FIELDSENTRY']._serialized_end=831
-  _globals['_CONNECTACCOUNTRESPONSE']._serialized_start=834
-  _globals['_CONNECTACCOUNTRESPONSE']._serialized_end=997
-  _globals['_CHECKACCOUNTREQUEST']._serialized_start=999
-  _globals['_CHECKACCOUNTREQUEST']._serialized_end=1079
-  _globals['_CHECKACCOUNTRESPONSE']._serialized_start=1081
-  _globals['_CHECKACCOUNTRESPONSE']._serialized_end=1162
-  _globals['_ACCOUNTCHECK']._serialized_start=1165
-  _globals['_ACCOUNTCHECK']._serialized_end=1301
-  _globals['_KEYRIGHTS']._serialized_start=1304
-  _globals['_KEYRIGHTS']._serialized_end=1445
-  _globals['_REMOVEACCOUNTREQUEST']._serialized_start=1447
-  _globals['_REMOVEACCOUNTREQUEST']._serialized_end=1528
-  _globals['_REMOVEACCOUNTRESPONSE']._serialized_start=1530
-  _globals['_REMOVEACCOUNTRESPONSE']._serialized_end=1553
-  _globals['_ACCOUNTSERVICE']._serialized_start=1556
-  _globals['_ACCOUNTSERVICE']._serialized_end=2057
+  _globals['_STOREDACCOUNT']._serialized_end=624
+  _globals['_CONNECTACCOUNTREQUEST']._serialized_start=627
+  _globals['_CONNECTACCOUNTREQUEST']._serialized_end=857
+  _globals['_CONNECTACCOUNTREQUEST_FIELDSENTRY']._serialized_start=812
+  _globals['_CONNECTACCOUNTREQUEST_FIELDSENTRY']._serialized_end=857
+  _globals['_CONNECTACCOUNTRESPONSE']._serialized_start=860
+  _globals['_CONNECTACCOUNTRESPONSE']._serialized_end=1023
+  _globals['_CHECKACCOUNTREQUEST']._serialized_start=1025
+  _globals['_CHECKACCOUNTREQUEST']._serialized_end=1105
+  _globals['_CHECKACCOUNTRESPONSE']._serialized_start=1107
+  _globals['_CHECKACCOUNTRESPONSE']._serialized_end=1188
+  _globals['_ACCOUNTCHECK']._serialized_start=1191
+  _globals['_ACCOUNTCHECK']._serialized_end=1327
+  _globals['_KEYRIGHTS']._serialized_start=1330
+  _globals['_KEYRIGHTS']._serialized_end=1471
+  _globals['_REMOVEACCOUNTREQUEST']._serialized_start=1473
+  _globals['_REMOVEACCOUNTREQUEST']._serialized_end=1554
+  _globals['_REMOVEACCOUNTRESPONSE']._serialized_start=1556
+  _globals['_REMOVEACCOUNTRESPONSE']._serialized_end=1579
+  _globals['_ACCOUNTSERVICE']._serialized_start=1582
+  _globals['_ACCOUNTSERVICE']._serialized_end=2083
 # @@protoc_insertion_point(module_scope)

@@ -52,8 +52,9 @@ class ListAccountsResponse(google.protobuf.message.Message):
     user_id: builtins.str
     """The user, as in the request, or the caller's only one."""
     outgoing_address: builtins.str
-    """The addresses from which the service reaches the venues, to put on the address list of a key, as the operator's
-    setting `outgoing_address` says. Empty: not known.
+    """The addresses from which the service reaches venues directly, to put on the address list of a key, as the
+    operator's setting `outgoing_address` says. Empty: not known. An account may be asked from others, see
+    `StoredAccount.outgoing_address` and exchange_service.v1.Exchange.outgoing_addresses.
     """
     @property
     def accounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StoredAccount]:
@@ -83,12 +84,15 @@ class StoredAccount(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     DELIVERY_FIELD_NUMBER: builtins.int
     SEALED_FIELD_NUMBER: builtins.int
+    OUTGOING_ADDRESS_FIELD_NUMBER: builtins.int
     exchange_id: builtins.str
     """The exchange, see exchange_service.v1.Exchange.id."""
     environment: builtins.str
     """The environment, "production" or "sandbox"; as it is stored if no plugin serves the exchange."""
     sealed: builtins.bool
     """True: its values are sealed with the service's keys. False: some are stored in plain text."""
+    outgoing_address: builtins.str
+    """The addresses from which the service asks for this account now, with commas between several. Empty: not known."""
     @property
     def stored_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When its credential was last stored. Absent: the table does not say."""
@@ -117,9 +121,10 @@ class StoredAccount(google.protobuf.message.Message):
         error: exchange_service.v1.balance_pb2.AccountFault | None = ...,
         delivery: exchange_service.v1.balance_pb2.Delivery | None = ...,
         sealed: builtins.bool = ...,
+        outgoing_address: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["delivery", b"delivery", "error", b"error", "last_fetch_time", b"last_fetch_time", "stored_time", b"stored_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["delivery", b"delivery", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "last_fetch_time", b"last_fetch_time", "sealed", b"sealed", "stored_time", b"stored_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["delivery", b"delivery", "environment", b"environment", "error", b"error", "exchange_id", b"exchange_id", "last_fetch_time", b"last_fetch_time", "outgoing_address", b"outgoing_address", "sealed", b"sealed", "stored_time", b"stored_time"]) -> None: ...
 
 Global___StoredAccount: typing_extensions.TypeAlias = StoredAccount
 

@@ -192,6 +192,7 @@ class ConfigureRequest(google.protobuf.message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     TRACES_FIELD_NUMBER: builtins.int
+    WAYS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The service's `PROTOCOL`; a process with another one says so and serves nothing."""
     manifest: builtins.bytes
@@ -216,6 +217,10 @@ class ConfigureRequest(google.protobuf.message.Message):
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """What the operator has set for this plugin, by name: each value as a text, secrets in the clear, defaults included."""
 
+    @property
+    def ways(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Way]:
+        """The ways out that accounts of the manifest's exchanges may take, but for the direct one. The calls say which."""
+
     def __init__(
         self,
         *,
@@ -228,10 +233,57 @@ class ConfigureRequest(google.protobuf.message.Message):
         manifest_digest: builtins.bytes = ...,
         settings: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         traces: builtins.bool = ...,
+        ways: collections.abc.Iterable[Global___Way] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "traces", b"traces", "venue_timeout", b"venue_timeout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest", b"manifest", "manifest_digest", b"manifest_digest", "overrides", b"overrides", "plugin_version", b"plugin_version", "protocol_version", b"protocol_version", "session_idle", b"session_idle", "settings", b"settings", "traces", b"traces", "venue_timeout", b"venue_timeout", "ways", b"ways"]) -> None: ...
 
 Global___ConfigureRequest: typing_extensions.TypeAlias = ConfigureRequest
+
+@typing.final
+class Way(google.protobuf.message.Message):
+    """A way by which requests leave for the venues, as the operator has set it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PROXY_KIND_FIELD_NUMBER: builtins.int
+    PROXY_HOST_FIELD_NUMBER: builtins.int
+    PROXY_PORT_FIELD_NUMBER: builtins.int
+    PROXY_USER_FIELD_NUMBER: builtins.int
+    PROXY_PASSWORD_FIELD_NUMBER: builtins.int
+    LOCAL_ADDRESS_FIELD_NUMBER: builtins.int
+    COUNTED_AS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, by which calls choose it."""
+    proxy_kind: builtins.str
+    """The kind of its proxy, "http" or "socks5"; empty if it has none."""
+    proxy_host: builtins.str
+    """The proxy's host."""
+    proxy_port: builtins.int
+    """The proxy's port."""
+    proxy_user: builtins.str
+    """The user for the proxy; empty if it asks for none."""
+    proxy_password: builtins.str
+    """The user's password, in the clear: it stays on this machine."""
+    local_address: builtins.str
+    """The address of this machine from which connections begin; empty: the system's choice."""
+    counted_as: builtins.str
+    """The name of the address that venues see, to count by."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        proxy_kind: builtins.str = ...,
+        proxy_host: builtins.str = ...,
+        proxy_port: builtins.int = ...,
+        proxy_user: builtins.str = ...,
+        proxy_password: builtins.str = ...,
+        local_address: builtins.str = ...,
+        counted_as: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counted_as", b"counted_as", "local_address", b"local_address", "name", b"name", "proxy_host", b"proxy_host", "proxy_kind", b"proxy_kind", "proxy_password", b"proxy_password", "proxy_port", b"proxy_port", "proxy_user", b"proxy_user"]) -> None: ...
+
+Global___Way: typing_extensions.TypeAlias = Way
 
 @typing.final
 class ConfigureResponse(google.protobuf.message.Message):
@@ -244,6 +296,7 @@ class ConfigureResponse(google.protobuf.message.Message):
     PROOF_FIELD_NUMBER: builtins.int
     PROCESS_ID_FIELD_NUMBER: builtins.int
     CHANGED_FIELD_NUMBER: builtins.int
+    WAYS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """The `PROTOCOL` of the process that runs the plugin."""
     problem: builtins.str
@@ -254,6 +307,8 @@ class ConfigureResponse(google.protobuf.message.Message):
     """The id of the process that runs the plugin."""
     changed: builtins.bool
     """True if the plugin cannot be run because it was changed since the service loaded it."""
+    ways: builtins.int
+    """How many ways out the process knows now, but for the direct one. A process of an older release knows none."""
     def __init__(
         self,
         *,
@@ -262,8 +317,9 @@ class ConfigureResponse(google.protobuf.message.Message):
         proof: builtins.bytes = ...,
         process_id: builtins.int = ...,
         changed: builtins.bool = ...,
+        ways: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changed", b"changed", "problem", b"problem", "process_id", b"process_id", "proof", b"proof", "protocol_version", b"protocol_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed", "problem", b"problem", "process_id", b"process_id", "proof", b"proof", "protocol_version", b"protocol_version", "ways", b"ways"]) -> None: ...
 
 Global___ConfigureResponse: typing_extensions.TypeAlias = ConfigureResponse
 
@@ -347,6 +403,7 @@ class VenueCall(google.protobuf.message.Message):
     TIMEOUT_FIELD_NUMBER: builtins.int
     CREDENTIAL_FIELD_NUMBER: builtins.int
     CREDENTIAL_ANCESTORS_FIELD_NUMBER: builtins.int
+    WAY_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """The account's user, as in exchange_service.v1.GetBalanceRequest."""
     exchange_id: builtins.str
@@ -359,6 +416,8 @@ class VenueCall(google.protobuf.message.Message):
     """It changes with the credential: a session that was opened with another version is closed."""
     timeout: builtins.float
     """Seconds until the answer must have arrived."""
+    way: builtins.str
+    """The name of the way out that the account takes, of those of the handshake; empty: the direct one."""
     @property
     def credential(self) -> Global___Credential:
         """Set only if the process replied `credential_needed`: it has no session for this account and version."""
@@ -378,9 +437,10 @@ class VenueCall(google.protobuf.message.Message):
         timeout: builtins.float = ...,
         credential: Global___Credential | None = ...,
         credential_ancestors: collections.abc.Iterable[builtins.str] | None = ...,
+        way: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["credential", b"credential"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "credential", b"credential", "credential_ancestors", b"credential_ancestors", "credential_version", b"credential_version", "environment", b"environment", "exchange_id", b"exchange_id", "timeout", b"timeout", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account_type", b"account_type", "credential", b"credential", "credential_ancestors", b"credential_ancestors", "credential_version", b"credential_version", "environment", b"environment", "exchange_id", b"exchange_id", "timeout", b"timeout", "user_id", b"user_id", "way", b"way"]) -> None: ...
 
 Global___VenueCall: typing_extensions.TypeAlias = VenueCall
 

@@ -142,7 +142,7 @@ class _Streams:
 
 @asynccontextmanager
 async def _open_streams(call: VenueCall, client: AsterClient, times: Times) -> AsyncIterator[_Streams]:
-    requests = await call.plugin_state.get("listen keys", _new_key_requests)
+    requests = await call.plugin_state.get(f"listen keys {call.way}", _new_key_requests)
 
     async def ask(account_type: str) -> str:
         async with requests.turn(times.openings):

@@ -175,7 +175,8 @@ class Instances:
         # CCXT may say of an exchange that it needs no pauses.
         if not has_known_window(self._id) or not self._call.exchange.limits:
             return None
-        return await shared.get(f"allowance {self._where()}", self._make_allowance)
+        # A venue counts by address, and lists of markets are read from that of the account that needs them first.
+        return await shared.get(f"allowance {self._where()} {self._call.way}", self._make_allowance)
 
     async def _make_allowance(self) -> Allowance:
         return Allowance(self._venue, self._call.exchange.limits[0])

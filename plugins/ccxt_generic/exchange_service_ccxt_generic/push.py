@@ -122,7 +122,7 @@ class Listener:
 
     async def open(self) -> None:
         """Begin to connect, in turn. Raises a VenueError for an account that is not pushed."""
-        turns = await self._call.plugin_state.get(f"turns {self._call.exchange.id}", self._make_turns)
+        turns = await self._call.plugin_state.get(f"turns {self._call.exchange.id} {self._call.way}", self._make_turns)
         await turns.wait()
         self._ends = asyncio.get_running_loop().time() + _LONGEST_WATCH * _chance()
         opened = await self._instances.open_listening(self._signals)

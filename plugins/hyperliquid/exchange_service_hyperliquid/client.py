@@ -211,7 +211,7 @@ class HyperliquidClient:
         return await self._call.plugin_state.get(name, fetch, max_age=max_age)
 
     async def _info(self, type: str, *, public: bool = False, **fields: str) -> Any:
-        used = await self._call.plugin_state.get(f"weight {self._url}", _count_weight)
+        used = await self._call.plugin_state.get(f"weight {self._url} {self._call.way}", _count_weight)
         # Reads differ much in their weight, and the first one of an account weighs most.
         self._call.report_usage(used.add(_WEIGHTS.get(type, _OTHER_WEIGHT)), _WINDOW)
         http = self._call.public_http if public else self._call.http

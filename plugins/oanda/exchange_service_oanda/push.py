@@ -153,7 +153,7 @@ async def _open_streams(
     call: VenueCall, client: OandaClient, accounts: Sequence[str], times: Times
 ) -> AsyncIterator[_Streams]:
     """The streams of these accounts without those that OANDA refuses. Raises the refusal if it refuses all of them."""
-    openings = await call.plugin_state.get("stream openings", _new_openings)
+    openings = await call.plugin_state.get(f"stream openings {call.way}", _new_openings)
     refusal: VenueError | None = None
     async with AsyncExitStack() as stack:
         streams = _Streams()

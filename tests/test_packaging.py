@@ -210,7 +210,7 @@ async def test_the_core_and_one_plugin_serve_without_ccxt(clean: Path, tmp_path:
     assert missing.strip() == "None"
     installed = Installed(clean, tmp_path)
     async with installed.serving() as address:
-        listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))
+        listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))["exchanges"]
         assert [entry["id"] for entry in listed] == ["oanda"]
         assert "SERVING" in await installed.call("health", "--address", address)
         await installed.call("balance", "-u", "nobody", "-e", "oanda", "--address", address, code=3)
@@ -247,7 +247,7 @@ async def test_the_guides_plugin_can_be_installed_is_listed_and_gives_a_balance(
         row = json.dumps({"api_key": "good-token-0123456789"})
         await installed.call("credentials", "add", "-u", "alice", "-e", "acme", "--stdin", stdin=row)
         async with installed.serving() as address:
-            listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))
+            listed = json.loads(await installed.call("exchanges", "-o", "json", "--address", address))["exchanges"]
             assert [entry["id"] for entry in listed] == ["acme", "oanda"]
             reply = json.loads(
                 await installed.call("balance", "-u", "alice", "-e", "acme", "-o", "json", "--address", address)

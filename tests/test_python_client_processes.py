@@ -30,11 +30,15 @@ if used != "made":
 if used == "closed":
     asyncio.run(client.close())
     client = make(address)
+parents = client.channel if kind == "sync" and used == "used" else None
 child = os.fork()
 if not child:
     signal.alarm(15)
     try:
         call()
+        # Older releases of grpcio cannot go on with the parent's.
+        if parents is not None and client.channel is parents:
+            print("by the parent's channel")
     except RuntimeError as error:
         print(error)
     sys.stdout.flush()

@@ -42,7 +42,7 @@ class Recorder(Metrics):
     def budget_left(self, exchange: str, scope: str, share: float) -> None:
         self.budgets.append((exchange, scope, share))
 
-    def breaker(self, exchange: str, environment: str, state: str) -> None:
+    def breaker(self, exchange: str, environment: str, state: str, way: str = "") -> None:
         self.breakers.append((exchange, environment, state))
 
     def retried(self, exchange: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import pty
@@ -827,9 +828,12 @@ def test_a_demo_with_tls_tokens_and_redis_says_so_and_prints_commands_that_work(
     program += ["--service-tokens", "--tls-client-ca", str(authority.file)]
     program += ["--tls-certificate", str(certificate), "--tls-key", str(key)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with subprocess.Popen(program, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+    # The other engine has no TLS.
+    variables = environment(tmp_path, EXCHANGE_SERVICE_ENGINE="grpcio")
+    with subprocess.Popen(program, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        shown = "".join(iter(process.stdout.readline, "Interrupt (Ctrl-C) to end.\n")).splitlines()
+        lines = itertools.takewhile(lambda line: not line.startswith("Interrupt"), process.stdout)
+        shown = [line.rstrip("\n") for line in lines]
         printed = [line.strip() for line in shown if line.startswith(("  export ", "  exchange-service "))]
         token = subprocess.run(
             ["bash", "-ec", f"{printed[2]}; printenv EXCHANGE_SERVICE_TOKEN"],
@@ -839,10 +843,10 @@ def test_a_demo_with_tls_tokens_and_redis_says_so_and_prints_commands_that_work(
             timeout=60,
         ).stdout.strip()
         known = dict(zip(("CERTIFICATE", "KEY"), map(str, desk), strict=True))
-        variables = {f"EXCHANGE_SERVICE_CLIENT_{name}": file for name, file in known.items()}
+        certificates = {f"EXCHANGE_SERVICE_CLIENT_{name}": file for name, file in known.items()}
 
         def run(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-            return call(tmp_path, *shlex.split(command)[1:], *more, EXCHANGE_SERVICE_TOKEN=token, **variables)
+            return call(tmp_path, *shlex.split(command)[1:], *more, EXCHANGE_SERVICE_TOKEN=token, **certificates)
 
         exchanges, balance, watch = printed[3:]
         listed, first = run(exchanges), run(balance, "-o", "json")

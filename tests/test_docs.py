@@ -164,7 +164,7 @@ def demo_address(http_address: str) -> Iterator[str]:
 def shape(text: str) -> list[str]:
     """Output without what differs from run to run: digits, blanks that depend on their width, and whether another
     command had a balance just before."""
-    text = text.replace("BALANCE_SOURCE_CACHE", "BALANCE_SOURCE_VENUE")
+    text = text.replace("BALANCE_SOURCE_CACHE", "BALANCE_SOURCE_VENUE").replace("from the cache", "from the venue")
     return [re.sub(r"\s+", " ", re.sub(r"[\d.:-]+", "#", line)).strip() for line in text.strip().splitlines()]
 
 

@@ -106,6 +106,7 @@ CHECKS = [
     "have-node",
     "test-web",
     "test-typescript",
+    "test-client",
     "have-go",
     "test-go",
     "have-nginx",
@@ -122,7 +123,7 @@ CHECKS = [
     [
         ("", 0, CHECKS),
         ("have-chromium", 0, [goal for goal in CHECKS if goal != "test-browser"]),
-        ("have-node", 0, [goal for goal in CHECKS if goal not in ("test-web", "test-typescript")]),
+        ("have-node", 0, [goal for goal in CHECKS if goal not in ("test-web", "test-typescript", "test-client")]),
         ("have-go", 0, [goal for goal in CHECKS if goal != "test-go"]),
         ("have-nginx", 0, [goal for goal in CHECKS if goal != "nginx"]),
         ("have-envoy", 0, [goal for goal in CHECKS if goal != "envoy"]),

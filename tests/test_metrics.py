@@ -151,9 +151,11 @@ class TestCounts:
         for state in ("open", "half-open", "closed"):
             metrics.breaker("oanda", "production", state)
             metrics.budget_left("oanda", "address", len(state) / 10)
+        metrics.breaker("oanda", "production", "open", "frankfurt")
         samples = Samples(metrics.text())
         assert samples.labels("venue_breaker") == [
-            {"exchange": "oanda", "environment": "production", "state": "closed"}
+            {"exchange": "oanda", "environment": "production", "way": "", "state": "closed"},
+            {"exchange": "oanda", "environment": "production", "way": "frankfurt", "state": "open"},
         ]
         assert samples.value("venue_budget_left", exchange="oanda", scope="address") == 0.6
 

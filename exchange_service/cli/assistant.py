@@ -21,6 +21,7 @@ from exchange_service.cli.watch import ASK_FOR_HEARTBEAT
 from exchange_service.client import ExchangeServiceClient, ServiceUnreachable
 from exchange_service.errors import (
     CredentialMissing,
+    DeadlinePassed,
     NotSupported,
     ServiceError,
     UserForbidden,
@@ -44,6 +45,8 @@ _SHOWN_OF_NUMBER = 4
 _LONGEST_SUB_ACCOUNT = 16
 # Seconds: assistants' programs give up on longer calls.
 _LONGEST_WAIT = 120.0
+# Seconds: it comes before any balance.
+_FIRST_HEARTBEAT = 15.0
 # In this order in each row; one that the exchange does not tell is absent.
 _AMOUNTS = ("total", "free", "used", "debt")
 _SOURCES = {
@@ -185,11 +188,14 @@ class Assistant:
     async def _followed(self, user: str) -> list[dict[str, str]]:
         """The accounts as a stream of all of them tells at once."""
         events = self._client.stream_balances(user, known=[ASK_FOR_HEARTBEAT])
-        async with asyncio.timeout(_LONGEST_WAIT), aclosing(_generator(events)):
-            async for event in events:
-                if event.HasField("heartbeat"):
-                    states = event.heartbeat.accounts
-                    return [{"exchange": one.exchange_id, "environment": one.environment} for one in states]
+        try:
+            async with asyncio.timeout(_FIRST_HEARTBEAT), aclosing(_generator(events)):
+                async for event in events:
+                    if event.HasField("heartbeat"):
+                        states = event.heartbeat.accounts
+                        return [{"exchange": one.exchange_id, "environment": one.environment} for one in states]
+        except TimeoutError:
+            raise DeadlinePassed("The service did not tell the accounts in time.") from None
         return []
 
     async def _get_balance(self, arguments: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from exchange_service.accounts.v1.account_service_pb2 import (
     ListAccountsResponse,
     RemoveAccountRequest,
 )
-from exchange_service.client import requests
+from exchange_service.client import forks, requests
 from exchange_service.client.connections import (
     CALLS_A_CONNECTION,
     ClientConfig,
@@ -39,7 +39,7 @@ from exchange_service.client.first_round import FirstRound
 from exchange_service.client.position import StreamPosition
 from exchange_service.client.resuming import Reconnecting, Resumption
 from exchange_service.client.security import AsyncToken, Pem, current_token_async, require_safe, with_token
-from exchange_service.errors import DeadlinePassed, ServiceError
+from exchange_service.errors import CallerUnknown, DeadlinePassed, ServiceError
 from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import (
@@ -63,12 +63,18 @@ def _present_loop() -> object:
         return None
 
 
+def _health(connection: Connection) -> Any:
+    return connection.channel.unary_unary(requests.HEALTH_METHOD)
+
+
 class _AsyncCalls:
     """The calls that both async clients have."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._holder = ConnectionHolder(config, grpc.aio, _present_loop, lambda: False)
+        self._holder = ConnectionHolder(
+            config, grpc.aio, _present_loop, require=forks.require_async, note=forks.note_async
+        )
         # Whether the service has ever answered.
         self._reached = False
 
@@ -98,7 +104,7 @@ class _AsyncCalls:
         """
         request = requests.health_request(service)
         try:
-            reply = await self._invoke(lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), request)
+            reply = await self._invoke(_health, request, await self._token())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return "SERVICE_UNKNOWN"
@@ -247,7 +253,8 @@ class _AsyncCalls:
     async def _events(
         self, request: StreamBalancesRequest, timeout: float | None = None
     ) -> AsyncGenerator[StreamBalancesResponse, None]:
-        connections, metadata = await self._connections(), await self._metadata()
+        connections, token = await self._connections(), await self._token()
+        metadata = with_token(self._config.metadata, token)
         with connections.use() as connection:
             call = connection.exchanges.StreamBalances(request, timeout=timeout, metadata=metadata)
             try:
@@ -261,13 +268,23 @@ class _AsyncCalls:
                 call.cancel()
 
     async def _call(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
+        token = await self._token()
         try:
-            return await self._invoke(method_of, request)
+            try:
+                return await self._invoke(method_of, request, token)
+            except grpc.aio.AioRpcError as error:
+                if not isinstance(self._translated(error), CallerUnknown):
+                    raise
+                newer = await self._token()
+                if newer == token:
+                    raise
+            # The token has ended since the program made it.
+            return await self._invoke(method_of, request, newer)
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
 
-    async def _invoke(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
-        connections, metadata = await self._connections(), await self._metadata()
+    async def _invoke(self, method_of: Callable[[Connection], Any], request: Any, token: str) -> Any:
+        connections, metadata = await self._connections(), with_token(self._config.metadata, token)
         with connections.use() as connection:
             reply = await method_of(connection)(request, timeout=self._config.timeout, metadata=metadata)
         self._reached = True
@@ -279,8 +296,8 @@ class _AsyncCalls:
             return self._holder.connections(target)
         return self._holder.connections()
 
-    async def _metadata(self) -> Sequence[tuple[str, str]]:
-        return with_token(self._config.metadata, await current_token_async(self._config.token))
+    async def _token(self) -> str:
+        return await current_token_async(self._config.token)
 
     @property
     def _address(self) -> str:
@@ -376,9 +393,7 @@ class AsyncClient(_AsyncCalls):
     async def _reach(self) -> None:
         """Make sure that something answers at the address: a stream itself has no deadline."""
         try:
-            await self._invoke(
-                lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), requests.health_request(requests.SERVICE)
-            )
+            await self._invoke(_health, requests.health_request(requests.SERVICE), await self._token())
         except grpc.aio.AioRpcError as error:
             if not is_answer(error.code()):
                 raise unreachable(self._translated(error)) from None

@@ -20,10 +20,6 @@ from exchange_service.v1 import exchange_service_pb2_grpc
 # A server lets each connection have so many calls and streams open at the same time, and gRPC lets further ones wait
 # without a word. This service's limit is 250; proxies often have 100 or 128.
 CALLS_A_CONNECTION = 100
-_USED_BEFORE_FORK = (
-    "The process has forked after this client had made calls, and gRPC does not work in such a child: make the first "
-    "call after the fork, or start children by the method spawn. docs/calling-python.md says more."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +122,26 @@ class ConnectionHolder:
     """The connections of the present process, and of the present event loop in an async client.
 
     Those of before a fork are kept and left alone: the threads that would close them exist in the parent only.
-    `survives_fork` says whether the library works in a process whose parent has used it.
+    `require` raises RuntimeError if the library does not work in this process, and `note` is told of new connections.
     """
 
     def __init__(
-        self, config: ClientConfig, library: Any, loop_of: Callable[[], object], survives_fork: Callable[[], bool]
+        self,
+        config: ClientConfig,
+        library: Any,
+        loop_of: Callable[[], object],
+        *,
+        require: Callable[[], None],
+        note: Callable[[object], None],
     ) -> None:
         self._config = config
         # `grpc` or `grpc.aio`.
         self._library = library
         self._loop_of = loop_of
-        self._survives_fork = survives_fork
-        self._present: tuple[int, object, Connections] | None = None
+        self._require = require
+        self._note = note
+        # By process and event loop. `setdefault` lets one of two threads win whose first calls are at the same moment.
+        self._made: dict[tuple[int, object], Connections] = {}
         self._left: list[Connections] = []
         self._closed = False
 
@@ -149,36 +153,45 @@ class ConnectionHolder:
     def connections(self, target: str = "") -> Connections:
         """The connections, made now if there are not any. `target` is the endpoint's, if it was looked up already.
 
-        Raises RuntimeError after `close`, and in a process whose parent has called by this client if gRPC would wait
-        for ever there; ServiceUnreachable if no name has an address.
+        Raises RuntimeError after `close`, and in a process that was forked while gRPC could not be; ServiceUnreachable
+        if no name has an address.
         """
         if self._closed:
             raise RuntimeError("The client is closed: make another one.")
         connections = self._valid()
         if connections is None:
-            if self._present is not None:
-                if self._present[0] != os.getpid() and not self._survives_fork():
-                    raise RuntimeError(_USED_BEFORE_FORK)
-                self._left.append(self._present[2])
-            connections = Connections(self._opener(target or self._config.endpoint.target()), self._most)
-            self._present = os.getpid(), self._loop_of(), connections
+            self._require()
+            self._forget_others()
+            fresh = Connections(self._opener(target or self._config.endpoint.target()), self._most)
+            connections = self._made.setdefault(self._key(), fresh)
+            self._note(connections)
         return connections
 
     def close(self) -> list[Any]:
         """Accept no further call; return the channels to close."""
         self._closed = True
         connections = self._valid()
-        self._present = None
+        self._forget_others()
+        self._made.clear()
         return [one.channel for one in connections.all] if connections is not None else []
+
+    def _key(self) -> tuple[int, object]:
+        return os.getpid(), self._loop_of()
+
+    def _valid(self) -> Connections | None:
+        return self._made.get(self._key())
+
+    def _forget_others(self) -> None:
+        """Drop the connections of event loops that have ended, and leave those of the parent alone."""
+        own = self._key()
+        for key in [key for key in list(self._made) if key != own]:
+            connections = self._made.pop(key, None)
+            if connections is not None and key[0] != own[0]:
+                self._left.append(connections)
 
     @property
     def _most(self) -> int:
         return self._config.calls_a_connection
-
-    def _valid(self) -> Connections | None:
-        if self._present is None or self._present[0] != os.getpid() or self._present[1] is not self._loop_of():
-            return None
-        return self._present[2]
 
     def _opener(self, target: str) -> Callable[[], Any]:
         config = self._config
@@ -189,11 +202,6 @@ class ConnectionHolder:
             return self._library.secure_channel(target, config.credentials, options=config.options)
 
         return open_channel
-
-
-def grpc_survives_fork() -> bool:
-    """Whether gRPC without asyncio works in a child of a process that has used it: unless its variable says no."""
-    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").strip().lower() not in ("0", "false", "no", "off")
 
 
 def is_answer(code: grpc.StatusCode) -> bool:

@@ -98,6 +98,12 @@ _TLS_CAUSES = (
         "Its certificate is for another name than the address's.",
         "Call it by a name in its certificate, or give that name as tls_name.",
     ),
+    # As older releases of grpcio say the line above.
+    (
+        "is not in peer certificate",
+        "Its certificate is for another name than the address's.",
+        "Call it by a name in its certificate, or give that name as tls_name.",
+    ),
     (
         "WRONG_VERSION_NUMBER",
         "It does not speak TLS, and this client does.",
@@ -105,6 +111,11 @@ _TLS_CAUSES = (
     ),
     (
         "Failed to create security handshaker",
+        "A file of tls_ca, tls_certificate or tls_key cannot be used.",
+        "Give PEM files, and the key that belongs to the certificate.",
+    ),
+    (
+        "empty address list",
         "A file of tls_ca, tls_certificate or tls_key cannot be used.",
         "Give PEM files, and the key that belongs to the certificate.",
     ),

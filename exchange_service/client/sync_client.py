@@ -23,13 +23,12 @@ from exchange_service.accounts.v1.account_service_pb2 import (
     ListAccountsResponse,
     RemoveAccountRequest,
 )
-from exchange_service.client import requests
+from exchange_service.client import forks, requests
 from exchange_service.client.connections import (
     CALLS_A_CONNECTION,
     Connection,
     ConnectionHolder,
     configure,
-    grpc_survives_fork,
     is_answer,
 )
 from exchange_service.client.failures import ServiceUnreachable, is_from_service, translate, unreachable
@@ -37,7 +36,7 @@ from exchange_service.client.first_round import FirstRound
 from exchange_service.client.position import StreamPosition
 from exchange_service.client.resuming import Reconnecting, Resumption
 from exchange_service.client.security import Pem, Token, current_token, with_token
-from exchange_service.errors import DeadlinePassed, ServiceError
+from exchange_service.errors import CallerUnknown, DeadlinePassed, ServiceError
 from exchange_service.operator.v1.plugin_service_pb2 import ListPluginsRequest, ListPluginsResponse
 from exchange_service.v1 import exchange_pb2
 from exchange_service.v1.exchange_service_pb2 import (
@@ -51,6 +50,10 @@ from exchange_service.v1.exchange_service_pb2 import (
 )
 
 __all__ = ["Client"]
+
+
+def _health(connection: Connection) -> Any:
+    return connection.channel.unary_unary(requests.HEALTH_METHOD)
 
 
 class Client:
@@ -99,7 +102,9 @@ class Client:
             options=options,
             calls_a_connection=calls_a_connection,
         )
-        self._holder = ConnectionHolder(self._config, grpc, lambda: None, grpc_survives_fork)
+        self._holder = ConnectionHolder(
+            self._config, grpc, lambda: None, require=forks.require_sync, note=forks.note_sync
+        )
         # Whether the service has ever answered.
         self._reached = False
 
@@ -130,7 +135,7 @@ class Client:
         """
         request = requests.health_request(service)
         try:
-            reply = self._invoke(lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), request)
+            reply = self._invoke(_health, request, self._token())
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return "SERVICE_UNKNOWN"
@@ -279,7 +284,8 @@ class Client:
     def _events(
         self, request: StreamBalancesRequest, timeout: float | None = None
     ) -> Generator[StreamBalancesResponse, None, None]:
-        connections, metadata = self._holder.connections(), self._metadata()
+        connections, token = self._holder.connections(), self._token()
+        metadata = with_token(self._config.metadata, token)
         with connections.use() as connection:
             call = connection.exchanges.StreamBalances(request, timeout=timeout, metadata=metadata)
             try:
@@ -293,20 +299,30 @@ class Client:
                 call.cancel()
 
     def _call(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
+        token = self._token()
         try:
-            return self._invoke(method_of, request)
+            try:
+                return self._invoke(method_of, request, token)
+            except grpc.RpcError as error:
+                if not isinstance(self._translated(error), CallerUnknown):
+                    raise
+                newer = self._token()
+                if newer == token:
+                    raise
+            # The token has ended since the program made it.
+            return self._invoke(method_of, request, newer)
         except grpc.RpcError as error:
             raise self._translated(error) from None
 
-    def _invoke(self, method_of: Callable[[Connection], Any], request: Any) -> Any:
-        connections, metadata = self._holder.connections(), self._metadata()
+    def _invoke(self, method_of: Callable[[Connection], Any], request: Any, token: str) -> Any:
+        connections, metadata = self._holder.connections(), with_token(self._config.metadata, token)
         with connections.use() as connection:
             reply = method_of(connection)(request, timeout=self._config.timeout, metadata=metadata)
         self._reached = True
         return reply
 
-    def _metadata(self) -> Sequence[tuple[str, str]]:
-        return with_token(self._config.metadata, current_token(self._config.token))
+    def _token(self) -> str:
+        return current_token(self._config.token)
 
     @property
     def _address(self) -> str:
@@ -351,9 +367,7 @@ class Client:
     def _reach(self) -> None:
         """Make sure that something answers at the address: a stream itself has no deadline."""
         try:
-            self._invoke(
-                lambda one: one.channel.unary_unary(requests.HEALTH_METHOD), requests.health_request(requests.SERVICE)
-            )
+            self._invoke(_health, requests.health_request(requests.SERVICE), self._token())
         except grpc.RpcError as error:
             if not is_answer(error.code()):
                 raise unreachable(self._translated(error)) from None

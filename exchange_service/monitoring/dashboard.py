@@ -124,8 +124,8 @@ _ROWS: Sequence[tuple[str, Sequence[Panel]]] = (
                 "short",
                 (
                     (
-                        'max by (exchange, environment) (exchange_service_venue_breaker@state!="closed")',
-                        "{{exchange}} {{environment}}",
+                        'max by (exchange, environment, way) (exchange_service_venue_breaker@state!="closed")',
+                        "{{exchange}} {{environment}} {{way}}",
                     ),
                 ),
             ),

@@ -118,8 +118,9 @@ VENUE_BUDGET_LEFT = Family(
 VENUE_BREAKER = Family(
     "venue_breaker",
     GAUGE,
-    "1 for the present state of the circuit breaker of all accounts of a venue: closed, open or half-open.",
-    ("exchange", "environment", "state"),
+    "1 for the present state of the circuit breaker of all accounts of a venue: closed, open or half-open. `way` is "
+    "the outgoing way that it is about, and empty for a venue that has one.",
+    ("exchange", "environment", "way", "state"),
     "1",
 )
 CREDENTIALS_OPENED = Family(

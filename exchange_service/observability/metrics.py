@@ -199,9 +199,11 @@ class Metrics:
         never says which."""
         self._budgets[self._exchange(exchange), self._word(scope)] = share
 
-    def breaker(self, exchange: str, environment: str, state: str) -> None:
-        """A venue's circuit breaker changed to `state`: "closed", "open" or "half-open"."""
-        self._breakers[self._exchange(exchange), self._word(environment)] = self._word(state)
+    def breaker(self, exchange: str, environment: str, state: str, way: str = "") -> None:
+        """A venue's circuit breaker changed to `state`: "closed", "open" or "half-open". `way` is the outgoing way that
+        it is about, if the venue has several."""
+        of = self._exchange(exchange), self._word(environment), self._word(way) if way else ""
+        self._breakers[of] = self._word(state)
 
     def retried(self, exchange: str) -> None:
         """A failed request to a venue was sent again."""

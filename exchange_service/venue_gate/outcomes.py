@@ -89,8 +89,8 @@ class Outcomes:
         self._show(asked, venue, keys.account, target)
         state = venue.breaker.state
         if asked.entry.probe or state is not asked.before:
-            environment = venue.environment(target.account.environment)
-            self._metrics.breaker(target.listing.metadata.venue, environment, state.value)
+            exchange, environment = target.listing.metadata.venue, target.account.environment
+            self._metrics.breaker(exchange, environment, state.value, venue.way)
 
     def _show(self, asked: Asked, venue: Venue, account: str, target: Target) -> None:
         """Let the catalogue say how the venue is."""

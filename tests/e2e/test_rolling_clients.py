@@ -72,7 +72,7 @@ def programs(folder: Path) -> dict[str, list[str]]:
     python = CLIENTS / "python" / "examples" / "steady.py"
     if python.exists():
         commands["python"] = [sys.executable, str(python)]
-        commands["python, sync"] = [sys.executable, str(python), "--sync"]
+        commands["python, without asyncio"] = [*commands["python"], "--sync"]
     typescript = CLIENTS / "typescript" / "build" / "examples" / "steady.js"
     if typescript.exists():
         commands["typescript"] = ["node", str(typescript)]

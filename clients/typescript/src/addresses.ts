@@ -17,7 +17,7 @@ const NAME = "dns:///";
 
 /**
  * The addresses of `address`, each host:port, [IPv6]:port or dns:///name:port. Throws a TypeError for anything else, or if
- * there are none.
+ * the array is empty.
  */
 export function parseAddresses(address: string | readonly string[]): Address[] {
   const texts = typeof address === "string" ? [address] : [...address];

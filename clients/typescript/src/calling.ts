@@ -65,7 +65,7 @@ export class Scope {
     return this.#wire.signal;
   }
 
-  /** Milliseconds until the deadline; Infinity if there is none. */
+  /** Milliseconds until the deadline; Infinity without one. */
   get leftMs(): number {
     return this.#deadline - performance.now();
   }

@@ -107,7 +107,7 @@ export class Client {
     return this.#caller.call((one, wire) => one.exchanges.getBalance(request, wire), options, this.#timeoutMs, true);
   }
 
-  /** All accounts of a user once, or those that `accounts` selects: each with its balance, or why there is none. */
+  /** All accounts of a user once, or those that `accounts` selects: each with its balance, or why it has no balance. */
   balances(
     userId: string,
     options: CallOptions & { accounts?: readonly MessageInitShape<typeof AccountSelectorSchema>[] } = {},

@@ -233,7 +233,7 @@ export class Replicas {
   }
 }
 
-/** The first that connects in time; undefined if there is none. */
+/** The first that connects in time; undefined if none does. */
 async function firstOf(replicas: readonly Replica[], milliseconds: number): Promise<Replica | undefined> {
   if (replicas.length === 0) {
     return undefined;

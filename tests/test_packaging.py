@@ -199,9 +199,12 @@ def test_every_project_builds_a_wheel_with_its_data(wheels: dict[str, Path]) -> 
     }
     listing = run(sys.executable, "-m", "zipfile", "-l", wheels["ccxt_generic"])
     assert "exchange_service_ccxt_generic/snapshot.json" in listing
-    listing = run(sys.executable, "-m", "zipfile", "-l", wheels["core"])
+    assert "exchange_service_ccxt_generic/retired.json" in listing
+    listing = run(sys.executable, "-m", "zipfile", "-l", wheels["client"])
     assert "exchange_service/v1/exchange_service_pb2.py" in listing
     assert "exchange_service/operator/v1/plugin_service_pb2.py" in listing
+    listing = run(sys.executable, "-m", "zipfile", "-l", wheels["core"])
+    assert "exchange_service/monitoring/alerts.yaml" in listing
     assert [line for line in listing.splitlines() if line.startswith("tests/")] == []
 
 

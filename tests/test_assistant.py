@@ -54,6 +54,21 @@ def test_accounts_are_named_by_their_kind_and_the_end_of_their_number_alone() ->
     assert answer["accounts"][1]["error"]["message"].startswith("4567: ")
 
 
+def test_no_text_beside_an_account_tells_its_number_not_even_that_of_a_stale_balance() -> None:
+    balance = balance_pb2.Balance(notes=["99U12345670 was closed."])
+    assets = [balance_pb2.AssetBalance(asset=f"CASH {NUMBER}", total="1")]
+    balance.venue_accounts.add(id=NUMBER, sub_account=NUMBER, type="spot", assets=assets)
+    # A number that holds another one.
+    balance.venue_accounts.add(id=f"99{NUMBER}0", type="spot")
+    stale = balance_pb2.AccountFault(
+        reason=error_reason_pb2.ERROR_REASON_VENUE_UNAVAILABLE, message=f"{NUMBER} is away."
+    )
+    answer = answer_balance(balance, balance_pb2.Freshness(stale=stale))
+    assert NUMBER not in json.dumps(answer)
+    assert answer["stale"]["message"] == "4567 is away."
+    assert answer["notes"] == ["5670 was closed."]
+
+
 def test_an_amount_that_is_not_known_is_absent_and_a_stale_balance_says_why() -> None:
     balance = balance_pb2.Balance(
         venue_accounts=[balance_pb2.VenueAccount(assets=[balance_pb2.AssetBalance(asset="X")])]

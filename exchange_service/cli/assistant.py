@@ -291,12 +291,14 @@ def _exchange(entry: exchange_pb2.Exchange) -> dict[str, Any]:
 
 def answer_balance(message: balance_pb2.Balance, freshness: balance_pb2.Freshness) -> dict[str, Any]:
     """A balance for an assistant, with its age and source, at most so many rows, and no whole number of an account."""
-    numbers = [account.id for account in message.venue_accounts if len(account.id) > _SHOWN_OF_NUMBER]
+    ids = {account.id for account in message.venue_accounts if len(account.id) > _SHOWN_OF_NUMBER}
+    # The longest first: a shorter one may be a part of it.
+    numbers = sorted(ids, key=len, reverse=True)
 
-    def text(value: str) -> str:
+    def text(value: str, longest: int = _LONGEST_TEXT) -> str:
         for number in numbers:
             value = value.replace(number, _masked(number))
-        return _text(value)
+        return _text(value, longest)
 
     accounts, rows = [], 0
     for account in message.venue_accounts[:_MOST_ACCOUNTS]:
@@ -309,7 +311,7 @@ def answer_balance(message: balance_pb2.Balance, freshness: balance_pb2.Freshnes
         "environment": message.environment,
         "age_seconds": round(to_seconds(freshness.age), 1),
         "source": _SOURCES.get(freshness.source, "unknown"),
-        "stale": _fault(freshness.stale) if freshness.HasField("stale") else False,
+        "stale": _masked_fault(freshness.stale, text) if freshness.HasField("stale") else False,
         "fetched_at": message.fetch_time.ToJsonString(),
         "accounts": accounts,
         "notes": [text(note) for note in message.notes[:_MOST_NOTES]],
@@ -320,22 +322,22 @@ def answer_balance(message: balance_pb2.Balance, freshness: balance_pb2.Freshnes
     return answer | _left_out(accounts=missing, rows=max(0, rows - _MOST_ROWS))
 
 
-def _venue_account(account: balance_pb2.VenueAccount, room: int, text: Callable[[str], str]) -> dict[str, Any]:
+def _venue_account(account: balance_pb2.VenueAccount, room: int, text: Callable[..., str]) -> dict[str, Any]:
     """One account of the exchange, with at most `room` rows."""
-    entry: dict[str, Any] = {"type": account.type, "number_ends_in": _masked(account.id)}
+    entry: dict[str, Any] = {"type": _text(account.type, _LONGEST_NAME), "number_ends_in": _masked(account.id)}
     if account.sub_account:
         is_name = len(account.sub_account) <= _LONGEST_SUB_ACCOUNT
-        entry["sub_account"] = _text(account.sub_account) if is_name else _masked(account.sub_account)
+        entry["sub_account"] = text(account.sub_account) if is_name else _masked(account.sub_account)
     if account.HasField("error"):
-        return entry | {"error": _fault(account.error) | {"message": text(account.error.message)}}
-    entry["assets"] = [_row(row) for row in account.assets[:room]]
+        return entry | {"error": _masked_fault(account.error, text)}
+    entry["assets"] = [_row(row, text) for row in account.assets[:room]]
     return entry | ({"summary": _figures(account.summary)} if account.HasField("summary") else {})
 
 
-def _row(row: balance_pb2.AssetBalance) -> dict[str, str]:
+def _row(row: balance_pb2.AssetBalance, text: Callable[..., str]) -> dict[str, str]:
     kind = tables.KINDS.get(row.kind)
     amounts = {name: amount for name, amount in tables.as_dict(row).items() if name in _AMOUNTS}
-    return {"asset": _text(row.asset, _LONGEST_NAME), **({"kind": kind} if kind else {}), **amounts}
+    return {"asset": text(row.asset, _LONGEST_NAME), **({"kind": kind} if kind else {}), **amounts}
 
 
 def _figures(summary: balance_pb2.Summary) -> dict[str, str]:
@@ -349,6 +351,11 @@ def _error_of(fault: balance_pb2.AccountFault) -> ServiceError:
 
 def _fault(fault: balance_pb2.AccountFault) -> dict[str, Any]:
     return describe_error(_error_of(fault))
+
+
+def _masked_fault(fault: balance_pb2.AccountFault, text: Callable[..., str]) -> dict[str, Any]:
+    """An error beside a balance, whose numbers of accounts `text` hides."""
+    return _fault(fault) | {"message": text(fault.message)}
 
 
 def describe_error(error: ServiceError) -> dict[str, Any]:

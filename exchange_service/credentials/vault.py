@@ -50,11 +50,15 @@ class VaultAccess:
 
     def problem(self) -> str:
         """Why Vault cannot be asked this way, a sentence for the operator; empty if it can."""
-        parts = urlsplit(self.address)
         if not self.address:
             return "keyset_key is set, and VAULT_ADDR is not: set it to Vault's address, such as https://vault:8200."
+        wrong = "VAULT_ADDR is not an address such as https://vault.example:8200."
+        try:
+            parts = urlsplit(self.address)
+        except ValueError:
+            return wrong
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            return "VAULT_ADDR is not an address such as https://vault.example:8200."
+            return wrong
         if parts.scheme == "http" and not is_loopback_host(parts.hostname):
             return (
                 "VAULT_ADDR leads to another machine in plain text: use https://, and VAULT_CACERT for its authority."
@@ -132,7 +136,7 @@ class TransitKey:
                 self._key, plaintext=plain, associated_data=self._associated_data, mount_point=self._mount
             )
 
-        ciphertext = self._ask(encrypt, "encrypt")["data"]["ciphertext"]
+        ciphertext = self._ask(encrypt, "encrypt")["data"].get("ciphertext")
         if not isinstance(ciphertext, str):
             raise KeysetInvalid(self._nonsense())
         return ciphertext
@@ -147,7 +151,8 @@ class TransitKey:
 
         try:
             return base64.b64decode(self._ask(decrypt, "decrypt")["data"]["plaintext"], validate=True)
-        except ValueError:
+        except (KeyError, TypeError, ValueError):
+            # TypeError: it is no text.
             raise KeysetInvalid(self._nonsense()) from None
 
     def newest_version(self) -> int | None:
@@ -210,7 +215,7 @@ class TransitKey:
             failure = KeysetAway(f"{self._where()} does not answer in time.")
         except requests.exceptions.RequestException:
             failure = KeysetAway(f"{self._where()} cannot be reached.")
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             failure = KeysetInvalid(self._nonsense())
         except OSError:
             # requests tests the files of authorities and certificates before it connects.

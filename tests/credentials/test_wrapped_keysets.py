@@ -163,6 +163,21 @@ def test_each_refusal_is_a_sentence_without_vaults_own_text_or_a_secret(
 
 
 @pytest.mark.threat("T98")
+@pytest.mark.parametrize("reply", [{"data": {"plaintext": 5}}, {"data": {"plaintext": None}}, {"data": {}}])
+def test_an_answer_of_another_shape_is_a_refusal_and_breaks_nothing(
+    vault: FakeVault, monkeypatch: pytest.MonkeyPatch, reply: dict[str, object]
+) -> None:
+    monkeypatch.setattr(vault, "answer", lambda *_: reply)
+    with pytest.raises(KeysetInvalid, match="answers with something else than Vault does"):
+        transit().unwrap("vault:v1:AAAA")
+    with pytest.raises(KeysetInvalid, match="answers with something else than Vault does"):
+        transit().wrap(b"a keyset")
+
+
+def test_an_address_that_cannot_be_read_is_a_sentence() -> None:
+    assert "VAULT_ADDR is not an address" in read_access("", {"VAULT_ADDR": "https://[::1"}).problem()
+
+
 def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeVault, tmp_path: Path) -> None:
     path = tmp_path / "keyset.json"
     keyset = create_keyset_file(path, transit(f"{KEY}?label=staging"))

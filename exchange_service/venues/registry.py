@@ -155,7 +155,12 @@ class Registry:
                 taken.setdefault(winner.plugin.info, []).extend(item for item in several if item.metadata.is_ccxt)
         problems += [*lookalikes, *_drop_orphans(listings)]
         problems += [_takeover(plugin, replaced) for plugin, replaced in taken.items() if replaced]
-        retired = {entry.id: entry for plugin in reversed(trusted_first) for entry in plugin.manifest.retired}
+        retired = {
+            entry.id: entry
+            for plugin in reversed(trusted_first)
+            for entry in plugin.manifest.retired
+            if self._may_retire(plugin, entry.id)
+        }
         problems += _revived(listings, retired)
         self.listings = dict(sorted(listings.items(), key=lambda item: (item[1].metadata.name.lower(), item[0])))
         self._unlisted = {claim.metadata.id for claim in claims} - set(listings)
@@ -181,6 +186,12 @@ class Registry:
             # That a custom plugin comes before CCXT is the rule.
             if claim is not winner and (not claim.metadata.is_ccxt or winner.metadata.is_ccxt)
         ]
+
+    def _may_retire(self, plugin: LoadedPlugin, exchange_id: str) -> bool:
+        """Whether callers are told what this plugin says of an exchange: not if the operator gave the id to another
+        one, which serves it again once it is loaded. Users would remove a credential that they need."""
+        meant = self._named(self._choices.get(exchange_id, ""))
+        return plugin.ours or exchange_id not in self._choices or plugin.info in meant
 
     def _named(self, choice: str) -> list[PluginInfo]:
         """The installed plugins that an operator's choice names, loaded or not: those of the distribution of this name,

@@ -112,6 +112,13 @@ async def test_a_stream_of_all_accounts_gives_the_error_of_this_one_and_follows_
         assert kinds == {"fakex": "a balance", "oldex": "ERROR_REASON_EXCHANGE_RETIRED"}
 
 
+def test_a_plugin_of_others_retires_nothing_that_the_operator_gave_to_another_one() -> None:
+    gives = {"oldex": "exchange-service-oanda"}
+    assert Registry([loaded(Plugin(), distribution="of-others")], choices=gives).retired.keys() == {"goldex"}
+    own = Registry([loaded(Plugin(), distribution="of-others")], choices={"oldex": "of-others"})
+    assert own.retired.keys() == {"oldex", "goldex"}
+
+
 def test_a_plugin_that_serves_the_id_wins_and_the_operator_is_told_of_one_by_others() -> None:
     own = Registry([loaded(Plugin(), distribution="exchange-service-oanda"), loaded(ScriptedPlugin(listing("oldex")))])
     assert own.find("oldex").metadata.id == "oldex"

@@ -233,7 +233,10 @@ def read_keyset_text(path: Path) -> tuple[str, FileVersion]:
     except OSError as error:
         problem = f"The keyset file {path} cannot be read ({error.strerror})"
         if isinstance(error, FileNotFoundError):
-            problem += f": correct keyset_file, or make one with `exchange-service keys create {path}`"
+            problem += (
+                ": correct keyset_file, or bring the file back. "
+                f"If nothing is sealed yet, run `exchange-service keys create {path}`"
+            )
         raise KeysetInvalid(f"{problem}.") from None
     if status.st_mode & 0o077 & ~_rights_of_group(status):
         raise KeysetInvalid(f"Other users of this machine have rights on the keyset file: chmod 600 {path}")

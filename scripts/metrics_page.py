@@ -35,7 +35,7 @@ def _section(heading: str, families: tuple[Family, ...]) -> Iterator[str]:
     yield "| metric | type | labels | unit | what it says | there from the start |"
     yield "|---|---|---|---|---|---|"
     for family in families:
-        absent = "none" if family.labels else "the one"
+        absent = "no" if family.labels else "yes"
         labels = ", ".join(f"`{label}`" for label in family.labels)
         cells = (f"`{family.shown_name}`", family.kind, labels, family.unit, family.text, family.from_start or absent)
         yield f"| {' | '.join(cells)} |"

@@ -285,6 +285,7 @@ def test_arguments_that_contradict_are_refused_without_showing_a_secret(kind: Ki
         ("contradicts", {"address": "10.0.0.1:1", "tls": False, "tls_ca": b"x"}),
         ("or neither", {"address": "10.0.0.1:1", "tls_key": b"secret"}),
         ("PEM", {"address": "10.0.0.1:1", "tls_ca": b"secret"}),
+        ("tls_ca: the file absent.pem cannot be read", {"address": "10.0.0.1:1", "tls_ca": "absent.pem"}),
         ("empty", {"address": ""}),
         ("empty", {"address": []}),
         ("host:port", {"address": "127.0.0.1:1,dns:///x:1"}),

@@ -50,7 +50,10 @@ def channel_credentials(
 def _read(file: Pem | None, name: str, sign: bytes) -> bytes | None:
     if file is None:
         return None
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    try:
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{name}: the file {file!s} cannot be read ({error.strerror}).") from None
     if sign not in content:
         # The content may be a key, so it is not repeated.
         raise ValueError(f"{name} should be a PEM file's path, or its content as bytes.")

@@ -231,7 +231,13 @@ def read_keyset_text(path: Path) -> tuple[str, FileVersion]:
             status = os.fstat(file.fileno())
             data = file.read(_LARGEST_FILE) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
-        raise KeysetInvalid(f"The keyset file {path} cannot be read ({error.strerror}).") from None
+        problem = f"The keyset file {path} cannot be read ({error.strerror})"
+        if isinstance(error, FileNotFoundError):
+            problem += (
+                ": correct keyset_file, or bring the file back. "
+                f"If nothing is sealed yet, run `exchange-service keys create {path}`"
+            )
+        raise KeysetInvalid(f"{problem}.") from None
     if status.st_mode & 0o077 & ~_rights_of_group(status):
         raise KeysetInvalid(f"Other users of this machine have rights on the keyset file: chmod 600 {path}")
     return data.decode("utf-8", "replace"), file_version(status)

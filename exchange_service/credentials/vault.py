@@ -214,7 +214,7 @@ class TransitKey:
         except requests.exceptions.Timeout:
             failure = KeysetAway(f"{self._where()} does not answer in time.")
         except requests.exceptions.RequestException:
-            failure = KeysetAway(f"{self._where()} cannot be reached.")
+            failure = KeysetAway(f"{self._where()} cannot be reached: check VAULT_ADDR, and whether Vault runs.")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             failure = KeysetInvalid(self._nonsense())
         except OSError:

@@ -46,10 +46,10 @@ BUILD_INFO = Family(
     "Always 1; the labels name the versions of the service and of Python, and the engine that serves gRPC.",
     ("version", "python", "engine"),
     "1",
-    "the one",
+    "yes",
 )
 SERVING = Family(
-    "serving", GAUGE, "1 while the service says SERVING to health checks, else 0.", unit="1", from_start="the one"
+    "serving", GAUGE, "1 while the service says SERVING to health checks, else 0.", unit="1", from_start="yes"
 )
 REDIS_AVAILABLE = Family(
     "redis_available",

@@ -162,7 +162,6 @@ def test_each_refusal_is_a_sentence_without_vaults_own_text_or_a_secret(
     assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
-@pytest.mark.threat("T98")
 @pytest.mark.parametrize("reply", [{"data": {"plaintext": 5}}, {"data": {"plaintext": None}}, {"data": {}}])
 def test_an_answer_of_another_shape_is_a_refusal_and_breaks_nothing(
     vault: FakeVault, monkeypatch: pytest.MonkeyPatch, reply: dict[str, object]
@@ -178,6 +177,7 @@ def test_an_address_that_cannot_be_read_is_a_sentence() -> None:
     assert "VAULT_ADDR is not an address" in read_access("", {"VAULT_ADDR": "https://[::1"}).problem()
 
 
+@pytest.mark.threat("T98")
 def test_a_keyset_of_another_label_or_another_program_does_not_open(vault: FakeVault, tmp_path: Path) -> None:
     path = tmp_path / "keyset.json"
     keyset = create_keyset_file(path, transit(f"{KEY}?label=staging"))

@@ -295,7 +295,7 @@ async def follow_both(dialect: Dialect, kinds: Sequence[str], seed: int) -> tupl
     order = random.Random(seed)
     socket = Socket(dialect.greeting)
     exchange = SimpleNamespace(id="acme", name="Acme", push=PushLimits())
-    call = SimpleNamespace(exchange=exchange, http=socket, plugin_state=State())
+    call = SimpleNamespace(exchange=exchange, http=socket, plugin_state=State(), way="")
     readers = [Reader(dialect, "alice"), Reader(dialect, "bob")]
     begun = [asyncio.create_task(readers[0].read(call))]
     texts = messages(dialect, kinds, order)

@@ -653,8 +653,9 @@ class Span(google.protobuf.message.Message):
     error: builtins.str
     """Why it failed: a reason, a status or the name of an exception's class. Empty if it did not."""
     host: builtins.str
-    """The request's host, and its port if that is not the scheme's own. Empty and 0 for a hook."""
+    """The request's host. Empty for a hook."""
     port: builtins.int
+    """Its port, if that is not the scheme's own. 0 for a hook."""
     path: builtins.str
     """The request's path, in which everything but words is masked."""
     status: builtins.int

@@ -31,7 +31,7 @@ import pytest_asyncio
 from exchange_service_ccxt_generic.simulator import BinanceSimulator
 from exchange_service_oanda.simulator import OandaSimulator, SimulatedAccount
 
-from exchange_service.client import AccountSelector, ExchangeServiceClient
+from exchange_service.client import ExchangeServiceClient
 from exchange_service.credentials.keysets import new_keyset
 from exchange_service.credentials.sql import open_store
 from exchange_service.errors import PluginFailed, PluginUnavailable, ServiceError, VenueTimeout
@@ -39,6 +39,7 @@ from exchange_service.model import Account, Credential
 from exchange_service.operator.v1 import plugin_service_pb2
 from exchange_service.plugin_host.sandbox import landlock_abi, level
 from exchange_service.v1 import balance_pb2, exchange_service_pb2, exchange_service_pb2_grpc
+from exchange_service.v1.exchange_service_pb2 import AccountSelector
 from tests.conftest import RAID
 from tests.engines import ENGINE_VARIABLES
 from tests.harness import PATIENCE, Failure, balance_request, eventually, failure, totals, until

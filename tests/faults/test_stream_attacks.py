@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from exchange_service.credentials.references import CachedReferences
 from exchange_service.errors import FieldInvalid
-from exchange_service.grpc_server import health, requests, server
+from exchange_service.grpc_server import health, reflection, requests
 from exchange_service.grpc_server.requests import RequestReader, parse, read_stream_balances
 from exchange_service.grpc_server.servicer import SERVICE
 from exchange_service.identity import ANYBODY, Caller, PresentedCredentials
@@ -250,7 +250,7 @@ async def test_a_strangers_question_to_reflection_is_not_even_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[bytes] = []
-    monkeypatch.setattr(server, "parse", lambda kind, data: parsed.append(data) or parse(kind, data))
+    monkeypatch.setattr(reflection, "parse", lambda kind, data: parsed.append(data) or parse(kind, data))
     question = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
     metadata = (("authorization", f"Bearer {web_token('alice')}"),)
     async with serving(tmp_path, registry=registry_of(ScriptedPlugin()), jwt_secret=SECRET) as running:

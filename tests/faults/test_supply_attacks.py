@@ -152,7 +152,9 @@ def test_every_locked_version_has_a_hash_and_no_index_is_named(lock: Path) -> No
 @pytest.mark.parametrize("name", ["run.lock", "dev.lock"])
 def test_the_service_and_every_plugin_fit_the_one_set_of_versions(name: str) -> None:
     locked = pins(ROOT / "requirements" / name)
-    parts = sorted(path for folder in ("packages", "plugins") for path in (ROOT / folder).glob("*/pyproject.toml"))
+    parts = sorted(
+        path for folder in ("clients", "packages", "plugins") for path in (ROOT / folder).glob("*/pyproject.toml")
+    )
     projects = [ROOT / "pyproject.toml", *parts]
     ours: set[str] = {canonicalize_name(tomllib.loads(project.read_text())["project"]["name"]) for project in projects}
     wanted = [

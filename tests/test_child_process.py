@@ -170,10 +170,11 @@ def test_a_start_that_is_cancelled_while_the_process_is_handed_over_leaves_nothi
         before = psutil.Process().num_fds()
         for _ in range(5):
             await cancel_some()
-        await until(lambda: psutil.Process().num_fds() == before, "its pipes")
+        # Fewer, if what another test has left is closed meanwhile.
+        await until(lambda: psutil.Process().num_fds() <= before, "its pipes")
         begun.clear()
         gc.collect()
-        assert psutil.Process().num_fds() == before
+        assert psutil.Process().num_fds() <= before
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(cancel())

@@ -43,6 +43,7 @@ def write_documented_plugin(folder: Path) -> None:
         path.write_text(text)
 
 
+@pytest.mark.project
 def test_the_documented_plugin_passes_the_contract_suite(tmp_path: Path) -> None:
     write_documented_plugin(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

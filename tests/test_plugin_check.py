@@ -106,6 +106,7 @@ def finding(report: Report, name: str) -> Finding:
     return next(found for found in report.findings if found.rule.name == name)
 
 
+@pytest.mark.project
 class TestTheDocumentedPlugin:
     def test_it_reaches_bronze_out_of_the_page(self, documented: Documented) -> None:
         _, rules, tier = documented
@@ -497,6 +498,7 @@ def test_a_suite_is_found_whatever_its_file_is_called(tmp_path: Path) -> None:
     assert [file.name for file in files_to_collect(tmp_path)] == ["test_venue.py", "test_a.py"]
 
 
+@pytest.mark.project
 class TestOurs:
     @pytest.mark.parametrize("folder", OURS, ids=lambda folder: folder.name)
     def test_the_report_in_its_folder_is_current(self, folder: Path, collected: SuiteResults) -> None:

@@ -465,7 +465,8 @@ TROUBLES = (
     Trouble("no-redis", {"ExchangeServiceRedisAway"}, no_redis),
     Trouble("no-memory", {"ExchangeServiceMemoryLow", "ExchangeServiceOverloaded"}, no_memory),
     Trouble("bug", {"ExchangeServiceFails"}, bug),
-    Trouble("impatient-callers", {"ExchangeServiceTooSlow"}, impatient_callers),
+    # A call whose time ends while the database owes answers is told so: each of these callers asks for a new account.
+    Trouble("impatient-callers", {"ExchangeServiceTooSlow"}, impatient_callers, {"ExchangeServiceStoreAway"}),
     Trouble("blocked-loop", {"ExchangeServiceLoopStalls"}, blocked_loop),
     Trouble("few-files", {"ExchangeServiceFilesLow"}, few_files),
     Trouble("certificate-10", {"ExchangeServiceCertificateEnds"}, ending_certificate(10)),

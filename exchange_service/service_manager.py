@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import structlog
 
 log = structlog.get_logger(__name__)
-# Seconds that a message may wait for a manager that does not read.
-_LONGEST_WAIT = 1.0
+# Seconds that a message may wait for a manager that does not read: the event loop waits with it.
+_LONGEST_WAIT = 0.1
 
 
 class ServiceManager:

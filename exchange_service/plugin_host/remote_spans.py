@@ -51,15 +51,15 @@ def _rebuild(
         }
         return parent.child(span.name, attributes, kind=INTERNAL, began_ago=began_ago)
     if _METHOD.match(span.name):
-        return parent.child(span.name, _of_request(span, hosts), kind=CLIENT, began_ago=began_ago)
+        return parent.child(span.name, _of_request(span, hosts, parent.private), kind=CLIENT, began_ago=began_ago)
     return None
 
 
-def _of_request(span: messages.Span, hosts: frozenset[str]) -> Attributes:
+def _of_request(span: messages.Span, hosts: frozenset[str], private: frozenset[str]) -> Attributes:
     attributes: dict[str, str | int | float | bool] = {
         "http.request.method": span.name,
         "server.address": span.host if span.host in hosts else MASK,
-        "url.path": masked_path(span.path),
+        "url.path": masked_path(span.path, private),
     }
     if 0 < span.port < 65536:
         attributes["server.port"] = span.port
